@@ -1,0 +1,79 @@
+"""Measure the values of tensors that training gave no scale."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from eqdeploy.quant.encoding import Encoding
+from eqdeploy.quant.form import Form
+from eqdeploy.quant.initialize import minimize_error, subsample
+from eqdeploy.supernet.supernet import Supernet
+
+#: Values kept of each tensor and batch.
+_VALUES_PER_BATCH = 1 << 13
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps a sample of chosen tensors."""
+
+    def __init__(self, graph_module: fx.GraphModule, names: Collection[str]) -> None:
+        super().__init__(graph_module)
+        self.names = frozenset(names)
+        self.samples: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.names:
+            self.samples[n.name].append(subsample(result.detach().float().reshape(1, -1), _VALUES_PER_BATCH))
+        return result
+
+
+@torch.no_grad()
+def sample_tensors(supernet: Supernet, batches: Iterable[Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Collect values of tensors of the active subnet, in evaluation mode, before their own quantizer.
+
+    Args:
+        supernet: With its subnet active and BatchNorm calibrated.
+        batches: Preprocessed images, each batch of shape (N, ...), without augmentation.
+        names: Tensor names of the network description.
+
+    Returns:
+        For each name, float32 values of shape (1, M): evenly spaced ones and every batch's extremes.
+    """
+    training = supernet.training
+    supernet.eval()
+    recorder = _Recorder(supernet.graph_module, names)
+    try:
+        for batch in batches:
+            recorder.run(batch)
+    finally:
+        supernet.train(training)
+    return {name: torch.cat(samples, dim=1) for name, samples in recorder.samples.items()}
+
+
+def calibrate_encodings(samples: Mapping[str, Tensor], forms: Mapping[str, Form]) -> dict[str, Encoding]:
+    """Turn sampled values into encodings with the smallest error.
+
+    Args:
+        samples: Values by tensor name, shape (1, M).
+        forms: The device's form of each tensor, per-tensor.
+
+    Returns:
+        Encodings by tensor name. A tensor without any non-zero value gets scale 1.
+    """
+    encodings: dict[str, Encoding] = {}
+    for name, form in forms.items():
+        scale, zero_point = minimize_error(samples[name], form)
+        encodings[name] = Encoding.per_tensor(
+            scale[0].item(),
+            int(zero_point[0].item()),
+            form.q_min,
+            form.q_max,
+            form.bits,
+            signed=form.signed,
+        )
+    return encodings

@@ -1,0 +1,146 @@
+"""A data set in memory: images, labels and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqdeploy.errors import DataError
+
+#: Largest class index that a file may name; the class names are held in a tuple.
+MAX_CLASSES = 100_000
+
+#: Label of an image whose class is not known.
+UNLABELLED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images as they are stored, before preprocessing, with their labels.
+
+    Attributes:
+        images: (N, C, H, W) pixel values, uint8 or float32, N at least 1, all finite.
+        labels: (N,) class indices, or -1 throughout when the images are unlabelled.
+        classes: Name of each class by index; empty when the images are unlabelled.
+        source: Where they come from, for messages and reports.
+        digest: SHA-256 over pixels, labels and class names: the same data have the same digest, however stored.
+
+    Raises:
+        DataError: If shapes or types are wrong, a pixel is not finite or a label has no class.
+    """
+
+    images: NDArray[np.uint8] | NDArray[np.float32]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    source: str
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        _check_images(self.images, self.source)
+        _check_labels(self.labels, len(self.images), self.classes, self.source)
+        object.__setattr__(self, "digest", _digest(self.images, self.labels, self.classes))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the class of every image is known."""
+        return bool(self.classes)
+
+    def require_labels(self) -> LabelledImages:
+        """Return the data set itself.
+
+        Raises:
+            DataError: If it is unlabelled.
+        """
+        if not self.is_labelled:
+            raise DataError(
+                "the images have no labels",
+                where=self.source,
+                hint="sort them into one folder per class, or store an array 'labels' beside 'images'",
+            )
+        return self
+
+    def spread(self, count: int) -> LabelledImages:
+        """``count`` images evenly spread over the data set (all of them if it has no more), in order."""
+        if count >= len(self):
+            return self
+        picked = spread_indices(len(self), count)
+        return LabelledImages(self.images[picked], self.labels[picked], self.classes, self.source)
+
+
+def spread_indices(total: int, count: int | None) -> NDArray[np.int64]:
+    """``count`` ascending indices evenly spread over ``range(total)``; all of them for None or ``count > total``.
+
+    >>> spread_indices(10, 4).tolist()
+    [0, 2, 5, 7]
+    """
+    if count is None or count >= total:
+        return np.arange(total, dtype=np.int64)
+    if count < 1:
+        raise DataError(f"{count} images asked for", hint="ask for at least one")
+    return np.arange(count, dtype=np.int64) * total // count
+
+
+def batches[T: np.generic](images: NDArray[T], size: int) -> Iterator[NDArray[T]]:
+    """Consecutive slices of ``size`` images along the first axis; the last one may be shorter.
+
+    Raises:
+        ValueError: If ``size`` is not positive.
+    """
+    if size < 1:
+        raise ValueError(f"batch size must be positive, not {size}")
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+
+
+def _check_images(images: NDArray[np.uint8] | NDArray[np.float32], source: str) -> None:
+    """Refuse arrays that are no images."""
+    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+        raise DataError(
+            f"images must be (N, C, H, W) in uint8 or float32, not {images.shape} in {images.dtype}", where=source
+        )
+    if len(images) == 0:
+        raise DataError("holds no images", where=source)
+    if 0 in images.shape:
+        raise DataError(f"images of shape {images.shape[1:]} have no pixels", where=source)
+    if images.dtype == np.float32:
+        for index, image in enumerate(images):  # one by one: a mask of the whole set would double the memory
+            if not np.isfinite(image).all():
+                raise DataError(f"image {index} holds NaN or infinite pixels", where=source)
+
+
+def _check_labels(labels: NDArray[np.int64], images: int, classes: tuple[str, ...], source: str) -> None:
+    """Refuse labels that do not belong to the images or to the classes."""
+    if labels.dtype != np.int64 or labels.shape != (images,):
+        raise DataError(
+            f"labels must be ({images},) in int64, one for each image, not {labels.shape} in {labels.dtype}",
+            where=source,
+        )
+    lowest, highest = int(labels.min()), int(labels.max())
+    if not classes and lowest == highest == UNLABELLED:
+        return
+    if lowest < 0 or highest >= len(classes):
+        wrong = int(np.flatnonzero((labels < 0) | (labels >= len(classes)))[0])
+        raise DataError(
+            f"image {wrong} has label {labels[wrong]}, but labels run from 0 to {len(classes) - 1}", where=source
+        )
+
+
+def _digest(
+    images: NDArray[np.uint8] | NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...]
+) -> str:
+    """SHA-256 over type, shape and content, the same on machines of either byte order."""
+    header = {"dtype": str(images.dtype), "shape": images.shape, "classes": classes}
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for batch in batches(images, 1024):
+        digest.update(np.ascontiguousarray(batch, dtype=batch.dtype.newbyteorder("<")).data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()

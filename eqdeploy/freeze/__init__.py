@@ -1,0 +1,1 @@
+"""Freeze a calibrated subnet into the numbers that a device gets."""

@@ -1,0 +1,262 @@
+"""Export the structure of a network once: a float ONNX graph with BatchNorm folded and stable names.
+
+The weights are filled in later, so that several profiles share one export.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from onnx_ir.passes.common import AddInitializersToInputsPass, RemoveInitializersFromInputsPass
+from onnxscript import optimizer
+from torch import Tensor, fx, nn
+
+from eqdeploy.errors import UnsupportedOperationError
+from eqdeploy.network import NetworkDescription, OpKind
+from eqdeploy.supernet.operations import ELASTIC_MODULES, vanishes
+from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
+
+OPSET = 21
+IR_VERSION = 10
+_MARKER_DOMAIN = "eqdeploy.marker"
+_BATCH = "batch"
+
+
+class FloatGraph:
+    """The structure of a network as ONNX, without the numbers of any subnet.
+
+    Args:
+        model: Graph whose values are named like the tensors of the network description.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+
+    @property
+    def initializer_names(self) -> tuple[str, ...]:
+        """Names of all initializers."""
+        return tuple(self._model.graph.initializers)
+
+    def filled(self, values: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
+        """Return the graph with new values of initializers, by name; the others keep theirs.
+
+        Raises:
+            KeyError: If a name is no initializer.
+            ValueError: If a shape or dtype differs.
+        """
+        for name, array in values.items():
+            initializer = self._model.graph.initializers[name]
+            old = initializer.const_value
+            assert old is not None  # every initializer of an exported graph has a value
+            if tuple(old.shape) != array.shape or old.numpy().dtype != array.dtype:
+                raise ValueError(f"{name}: {array.dtype}{array.shape} does not fit {old.dtype}{tuple(old.shape)}")
+            initializer.const_value = ir.Tensor(np.ascontiguousarray(array), name=name)
+        return ir.serde.serialize_model(self._model)
+
+
+def export_float_graph(supernet: Supernet) -> FloatGraph:
+    """Export the structure of a supernet's network.
+
+    Every tensor of the network is a value of its own name (tensors inside Conv+BatchNorm do not exist any more),
+    each node is named after the tensor that it helps to compute, the batch axis is symbolic.
+
+    Raises:
+        UnsupportedOperationError: If torch cannot express an operation in ONNX.
+    """
+    module = _marked_module(supernet)
+    example = torch.zeros((2, *supernet.input_shape))
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim(_BATCH)},),
+                optimize=False,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().splitlines()
+        raise UnsupportedOperationError(
+            f"torch cannot export this network to ONNX: {reason[0] if reason else type(error).__name__}"
+        ) from error
+    assert program is not None  # dynamo=True without a file always returns a program
+    model = program.model
+    _remove_markers(model.graph)
+    _use_global_average_pool(model.graph, supernet.network)
+    # As inputs the weights are no constants, so that folding leaves them alone.
+    AddInitializersToInputsPass()(model)
+    optimizer.fold_constants(model)
+    RemoveInitializersFromInputsPass()(model)
+    optimizer.remove_unused_nodes(model)
+    _name_nodes(model.graph, supernet.network)
+    _strip(model)
+    return FloatGraph(model)
+
+
+def mark(x: Tensor, name: str) -> Tensor:
+    """Mark a tensor with its name; exists only while the graph is exported."""
+    marked: Tensor = torch.onnx.ops.symbolic(
+        f"{_MARKER_DOMAIN}::Tensor", [x], attrs={"name": name}, dtype=x.dtype, shape=x.shape, version=1
+    )
+    return marked
+
+
+def _marked_module(supernet: Supernet) -> fx.GraphModule:
+    """Rewrite the supernet's graph as a plain float network with every tensor marked."""
+    source, network = supernet.graph_module, supernet.network
+    folded = {layer.batch_norm for layer in network.layers if layer.batch_norm is not None}
+    biased = {layer.name for layer in network.layers if layer.batch_norm is not None}
+    graph = fx.Graph()
+    values: dict[fx.Node, Any] = {}
+    for node in source.graph.nodes:
+        target = str(node.target)
+        skipped = node.op == "call_module" and (target in folded or target.startswith(f"{ACTIVATION_QUANTIZERS}."))
+        if skipped or vanishes(source, node):
+            before = values[node.args[0]]
+            # The folded BatchNorm's tensor takes the place of the layer's raw output.
+            values[node] = graph.call_function(mark, (before, node.name)) if target in folded else before
+            continue
+        tensor = network.tensor.get(node.name)
+        if tensor is not None and tensor.op is OpKind.RESHAPE:
+            values[node] = graph.call_function(torch.reshape, (values[node.args[0]], (-1, *tensor.shape)))
+        else:
+            values[node] = graph.node_copy(node, lambda argument: values[argument])
+        inside_fold = tensor is not None and tensor.layer in biased
+        if tensor is not None and not inside_fold:
+            values[node] = graph.call_function(mark, (values[node], node.name))
+    # Parameters that no module call reaches (scales, tokens) are read by path; the rest are whole modules.
+    attributes: dict[str, Any] = {}
+    for node in graph.nodes:
+        target = str(node.target)
+        if node.op == "call_module":
+            attributes[target] = _plain(source.get_submodule(target), with_bias=target in biased)
+        elif node.op == "get_attr":
+            owner, _, name = target.rpartition(".")
+            attributes[target] = getattr(source.get_submodule(owner), name)
+    module = fx.GraphModule(attributes, graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module.eval()
+
+
+def _plain(module: nn.Module, *, with_bias: bool) -> nn.Module:
+    """Torch's own layer for an elastic one, with weights of the right shape; other modules are copied."""
+    kind = next((kind for kind in type(module).__mro__ if kind in ELASTIC_MODULES), None)
+    plain = copy.copy(module)
+    plain._parameters = dict(module._parameters)
+    plain._modules = {name: child for name, child in module._modules.items() if name != "weight_quantizer"}
+    if kind is not None:
+        plain.__class__ = kind
+        if with_bias and getattr(module, "bias", None) is None:
+            channels = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
+            plain.bias = nn.Parameter(torch.zeros(channels))
+    return plain
+
+
+def _remove_markers(graph: ir.Graph) -> None:
+    """Give marked values their names and drop the markers."""
+    named: set[ir.Value] = set()
+    for node in list(graph):
+        if node.domain != _MARKER_DOMAIN:
+            continue
+        value, marked = node.inputs[0], node.outputs[0]
+        assert value is not None  # a marker has exactly one input
+        name = node.attributes["name"].as_string()
+        if value in named or (value.producer() is None and value not in graph.inputs):
+            # Two tensors of the network are one value (a reshape to the same shape): keep both.
+            identity = ir.node("Identity", [value], name=name)
+            graph.insert_before(node, identity)
+            value = identity.outputs[0]
+            value.shape, value.type = marked.shape, marked.type
+        value.name = name
+        named.add(value)
+        ir.convenience.replace_all_uses_with(marked, value, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+
+
+def _use_global_average_pool(graph: ir.Graph, network: NetworkDescription) -> None:
+    """Replace ReduceMean over height and width, which no runtime fuses, by GlobalAveragePool."""
+    for node in list(graph):
+        tensor = network.tensor.get(node.outputs[0].name or "")
+        if node.op_type != "ReduceMean" or tensor is None or tensor.op is not OpKind.GLOBAL_AVERAGE_POOL:
+            continue
+        old = node.outputs[0]
+        pool = ir.node("GlobalAveragePool", [node.inputs[0]])
+        graph.insert_before(node, pool)
+        new = pool.outputs[0]
+        new.name, new.shape, new.type = old.name, old.shape, old.type
+        old.name = None
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+
+
+def _name_nodes(graph: ir.Graph, network: NetworkDescription) -> None:
+    """Name each node after the tensor it computes, helper nodes after the tensor they help with."""
+    owners: dict[ir.Node, str] = {}
+    for node in reversed(list(graph)):
+        own = next((value.name for value in node.outputs if value.name in network.tensor), None)
+        if own is None:
+            users = [use.node for value in node.outputs for use in value.uses()]
+            own = owners[users[0]] if users else str(node.outputs[0].name)
+            owners[node] = own
+        else:
+            owners[node] = str(own)
+    helpers: dict[str, int] = {}
+    for node in graph:
+        owner = owners[node]
+        if any(value.name == owner for value in node.outputs):
+            node.name = owner
+            continue
+        index = helpers.get(owner, 0)
+        helpers[owner] = index + 1
+        node.name = f"{owner}/{index}"
+        for position, value in enumerate(node.outputs):
+            value.name = f"{owner}/{index}" if position == 0 else f"{owner}/{index}.{position}"
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop what torch notes about its own source files, so that the same network gives the same bytes."""
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "eqdeploy", None
+    model.doc_string = model.graph.doc_string = None
+    model.graph.name = "network"
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.functions.clear()
+    for domain in [domain for domain in model.opset_imports if domain not in ("",)]:
+        del model.opset_imports[domain]
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks about its own internals from the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

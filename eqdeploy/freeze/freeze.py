@@ -1,0 +1,245 @@
+"""Freeze a calibrated subnet under a plan: compute every number that a device gets, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from eqdeploy.calibration.ranges import calibrate_encodings
+from eqdeploy.errors import ProfileError
+from eqdeploy.freeze.float_graph import FloatGraph
+from eqdeploy.freeze.folding import ChannelAffine, fit_bias, fold
+from eqdeploy.network import LayerInfo, OpKind, TensorInfo
+from eqdeploy.plan import BiasFormat, DevicePlan, EncodingSource, TensorPlan
+from eqdeploy.quant.encoding import Encoding
+from eqdeploy.quant.form import Form, Symmetry
+from eqdeploy.quantized_model import FoldedLayer, QuantizedModel, QuantizedParameter, QuantizedTensor
+from eqdeploy.supernet.supernet import Supernet
+
+_INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True)
+class _FrozenLayer:
+    """All parameters of one layer."""
+
+    weight: QuantizedParameter
+    bias: QuantizedParameter | None
+    float_bias: NDArray[np.float32] | None
+    report: FoldedLayer
+
+
+def tensors_to_calibrate(plan: DevicePlan) -> dict[str, Form]:
+    """Tensors whose range must be measured, with the device's form."""
+    return {
+        tensor.tensor: tensor.device
+        for tensor in plan.tensors
+        if tensor.source is EncodingSource.CALIBRATED and tensor.device is not None
+    }
+
+
+def freeze(supernet: Supernet, plan: DevicePlan, graph: FloatGraph, samples: Mapping[str, Tensor]) -> QuantizedModel:
+    """Turn the active, calibrated subnet into integers.
+
+    Args:
+        supernet: With ``plan.subnet`` active and BatchNorm calibrated.
+        plan: What the device wants.
+        graph: Structure of this supernet, from :func:`eqdeploy.freeze.float_graph.export_float_graph`.
+        samples: Values of the tensors of :func:`tensors_to_calibrate`.
+
+    Raises:
+        ProfileError: If a layer reads a tensor without encoding but the device wants an integer bias.
+    """
+    if plan.power_of_two_scales:
+        raise ProfileError("power-of-two scales are not supported yet", where=f"{plan.profile}: scale")
+    notes: list[str] = []
+    encodings = _activation_encodings(supernet, plan, samples, notes)
+    layers = [
+        _freeze_layer(supernet, layer, plan, encodings.get(layer.input_tensor)) for layer in supernet.network.layers
+    ]
+    values = _other_values(supernet, graph)
+    for layer in layers:
+        values[layer.weight.name] = layer.weight.encoding.dequantize(layer.weight.codes)
+        if layer.bias is not None:
+            values[layer.bias.name] = layer.bias.encoding.dequantize(layer.bias.codes)
+        elif layer.float_bias is not None:
+            values[layer.weight.name.removesuffix("weight") + "bias"] = layer.float_bias
+    parameters = [layer.weight for layer in layers] + [layer.bias for layer in layers if layer.bias is not None]
+    return QuantizedModel(
+        graph=graph.filled(values),
+        activations={
+            tensor.tensor: QuantizedTensor(tensor.tensor, encodings[tensor.tensor], frozenset(tensor.float_readers))
+            for tensor in plan.tensors
+            if tensor.tensor in encodings
+        },
+        parameters={parameter.name: parameter for parameter in parameters},
+        coverage={tensor.tensor: tensor.coverage for tensor in plan.tensors},
+        reasons={tensor.tensor: tensor.reason for tensor in plan.tensors},
+        folded=tuple(layer.report for layer in layers),
+        notes=tuple(notes),
+    )
+
+
+def _activation_encodings(
+    supernet: Supernet, plan: DevicePlan, samples: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, Encoding]:
+    """Encodings of all tensors that carry one, in network order."""
+    calibrated = calibrate_encodings(samples, tensors_to_calibrate(plan))
+    notes.extend(
+        f"{name}: no calibration image excites this tensor, its scale is arbitrary"
+        for name in calibrated
+        if not bool(samples[name].any())
+    )
+    quantizers = supernet.activation_quantizers()
+    owners: dict[str, Encoding] = {}
+    for tensor in plan.tensors:
+        if tensor.source is EncodingSource.TRAINED:
+            assert tensor.trained is not None  # promised by the plan
+            assert tensor.device is not None
+            trained = quantizers[tensor.tensor].encoding(tensor.trained)
+            owners[tensor.tensor] = _to_device(trained, tensor.trained, tensor.device)
+        elif tensor.source is EncodingSource.CALIBRATED:
+            owners[tensor.tensor] = calibrated[tensor.tensor]
+        elif tensor.source is EncodingSource.FIXED:
+            owners[tensor.tensor] = _fixed(tensor)
+    for name, encoding in owners.items():
+        owners[name] = _at_least(encoding, plan.minimum_scale, name, notes)
+    encodings: dict[str, Encoding] = {}
+    for tensor in plan.tensors:
+        if tensor.source is not EncodingSource.NONE:
+            owner = tensor.shares_with if tensor.source is EncodingSource.SHARED else tensor.tensor
+            assert owner is not None  # promised by the plan
+            encodings[tensor.tensor] = _clipped(owners[owner], supernet.network.tensor[tensor.tensor])
+    return encodings
+
+
+def _to_device(trained: Encoding, form: Form, device: Form) -> Encoding:
+    """Bring trained numbers to the device's form and storage; the real grid stays the same.
+
+    A device that wants signed symmetric b bits on a non-negative tensor gets the unsigned b − 1 bit grid: its
+    integers are the non-negative half of the signed range.
+    """
+    if device.symmetry is Symmetry.SYMMETRIC and device.signed and not form.signed and device.bits == form.bits + 1:
+        return replace(trained, q_min=device.q_min, q_max=device.q_max, bits=device.bits, signed=True)
+    return trained.stored_as(signed=device.signed)
+
+
+def _fixed(tensor: TensorPlan) -> Encoding:
+    """A prescribed encoding."""
+    assert tensor.fixed is not None  # promised by the plan
+    assert tensor.device is not None
+    form = tensor.device
+    return Encoding.per_tensor(
+        tensor.fixed.scale, tensor.fixed.zero_point, form.q_min, form.q_max, form.bits, signed=form.signed
+    )
+
+
+def _at_least(encoding: Encoding, minimum: float, name: str, notes: list[str]) -> Encoding:
+    """Raise a scale to the smallest one that the device accepts."""
+    if minimum <= 0 or float(encoding.scale) >= minimum:
+        return encoding
+    notes.append(f"{name}: scale {float(encoding.scale):.3g} raised to the device's minimum {minimum:.3g}")
+    scale = np.float32(minimum)
+    scale = scale if scale >= minimum else np.nextafter(scale, np.float32(np.inf))
+    return replace(encoding, scale=np.asarray(scale, dtype=np.float32))
+
+
+def _clipped(encoding: Encoding, tensor: TensorInfo) -> Encoding:
+    """End the range where a clip before the quantizer ends: min(x, c) and rounding commute."""
+    if tensor.op is not OpKind.CLIP or tensor.upper_bound is None:
+        return encoding
+    bound = int(np.rint(np.float32(tensor.upper_bound) / encoding.scale)) + int(encoding.zero_point)
+    return replace(encoding, q_max=max(min(encoding.q_max, bound), int(encoding.zero_point)))
+
+
+def _freeze_layer(supernet: Supernet, layer: LayerInfo, plan: DevicePlan, source: Encoding | None) -> _FrozenLayer:
+    """Fold and quantize one layer."""
+    module = supernet.graph_module.get_submodule(layer.name)
+    weight_plan = plan.weight[layer.name]
+    weight = _numpy(module.weight)
+    affine = _channel_affine(supernet, layer, module)
+    folded = fold(
+        weight, supernet.weight_quantizer(layer.name).encoding(weight_plan.trained), affine, layer, weight_plan
+    )
+    has_bias = layer.batch_norm is not None or getattr(module, "bias", None) is not None
+    integer_bias = plan.bias is BiasFormat.INT32 and _takes_integer_bias(supernet, layer)
+    name = f"{layer.name}.bias"
+    bias: QuantizedParameter | None = None
+    if has_bias and integer_bias:
+        if source is None:
+            raise ProfileError(
+                f"an int32 bias needs an encoding of the layer's input {layer.input_tensor!r}",
+                where=f"{plan.profile}: {layer.name}",
+                hint="set bias.format to float or let operator inputs carry encodings",
+            )
+        folded = fit_bias(folded, layer, affine.shift, float(source.scale))
+        bias = _integer_bias(name, folded.encoding, affine.shift, source, layer)
+    return _FrozenLayer(
+        weight=QuantizedParameter(f"{layer.name}.weight", folded.codes, folded.encoding),
+        bias=bias,
+        float_bias=affine.shift.astype(np.float32) if has_bias and bias is None else None,
+        report=folded.report,
+    )
+
+
+def _takes_integer_bias(supernet: Supernet, layer: LayerInfo) -> bool:
+    """Whether ONNX adds the bias inside the layer; on inputs of rank 3 and more a Linear is MatMul, then Add."""
+    return layer.op is not OpKind.LINEAR or len(supernet.network.tensor[layer.input_tensor].shape) == 1
+
+
+def _channel_affine(supernet: Supernet, layer: LayerInfo, module: nn.Module) -> ChannelAffine:
+    """BatchNorm and bias of a layer as gain and shift, in float64."""
+    channels = layer.weight_shape[1] * layer.groups if layer.op is OpKind.CONV_TRANSPOSE else layer.weight_shape[0]
+    bias = _optional(module, "bias", np.zeros(channels))
+    if layer.batch_norm is None:
+        return ChannelAffine(np.ones(channels), bias)
+    norm = supernet.graph_module.get_submodule(layer.batch_norm)
+    mean, variance = (_numpy(value).astype(np.float64) for value in (norm.running_mean, norm.running_var))
+    gamma, beta = _optional(norm, "weight", np.ones(channels)), _optional(norm, "bias", np.zeros(channels))
+    epsilon = norm.eps
+    assert isinstance(epsilon, float)
+    gain = gamma / np.sqrt(variance + epsilon)
+    return ChannelAffine(gain, beta + (bias - mean) * gain)
+
+
+def _integer_bias(
+    name: str, weight: Encoding, shift: NDArray[np.float64], source: Encoding, layer: LayerInfo
+) -> QuantizedParameter:
+    """Quantize a bias on the grid of the accumulator, s_x · s_w, which runtimes compute in float32."""
+    scale = (source.scale * weight.scale).astype(np.float32)
+    if weight.axis is not None and scale.size != shift.size:
+        scale = np.tile(scale, layer.groups)
+    codes = np.rint(shift / scale.astype(np.float64)).clip(_INT32.min, _INT32.max)
+    encoding = Encoding(
+        scale=scale,
+        zero_point=np.zeros(scale.shape, dtype=np.int32),
+        q_min=int(_INT32.min),
+        q_max=int(_INT32.max),
+        bits=32,
+        signed=True,
+        axis=0 if scale.ndim else None,
+    )
+    return QuantizedParameter(name, codes.astype(np.int32), encoding)
+
+
+def _other_values(supernet: Supernet, graph: FloatGraph) -> dict[str, NDArray[Any]]:
+    """Current values of parameters that stay float, such as those of a BatchNorm that cannot be folded."""
+    known = set(graph.initializer_names)
+    return {name: _numpy(value) for name, value in supernet.graph_module.state_dict().items() if name in known}
+
+
+def _optional(module: nn.Module, name: str, default: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A parameter in float64, or the default where the module has none."""
+    parameter = getattr(module, name, None)
+    return default if parameter is None else _numpy(parameter).astype(np.float64)
+
+
+def _numpy(tensor: Any) -> NDArray[Any]:
+    """A parameter or buffer as an array."""
+    assert isinstance(tensor, Tensor)
+    return np.asarray(tensor.detach().cpu().numpy())

@@ -1,0 +1,219 @@
+"""What a network looks like to everything that never touches its weights: layers, tensors and the elastic space.
+
+A description is made once from a traced model and is all that resolving a profile or searching needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+
+from eqdeploy.quant.form import Form, Granularity, Symmetry
+
+
+class OpKind(StrEnum):
+    """The operation that produces a tensor, in the terms in which profiles speak of operators."""
+
+    INPUT = "input"
+    CONV = "conv"
+    CONV_TRANSPOSE = "conv_transpose"
+    LINEAR = "linear"
+    BATCH_NORM = "batch_norm"
+    RELU = "relu"
+    CLIP = "clip"
+    SIGMOID = "sigmoid"
+    HARD_SIGMOID = "hard_sigmoid"
+    TANH = "tanh"
+    SOFTMAX = "softmax"
+    ADD = "add"
+    MUL = "mul"
+    MATMUL = "matmul"
+    CONCAT = "concat"
+    MAX_POOL = "max_pool"
+    AVERAGE_POOL = "average_pool"
+    GLOBAL_AVERAGE_POOL = "global_average_pool"
+    RESHAPE = "reshape"
+    TRANSPOSE = "transpose"
+    RESIZE = "resize"
+    OTHER = "other"
+
+
+#: Operations with trained, quantized weights.
+LAYER_KINDS = frozenset({OpKind.CONV, OpKind.CONV_TRANSPOSE, OpKind.LINEAR})
+
+
+@dataclass(frozen=True)
+class ElasticSpace:
+    """The forms that a supernet is trained for.
+
+    Attributes:
+        bits: Widths of weights and activations, ascending.
+        granularities: Granularities of weights. Activations are always per-tensor.
+        symmetries: Symmetries of weights, and of activations that take negative values.
+        narrow: Whether symmetric weights use the narrow range.
+        boundary_bits: Width that the first and the last layer are deployed with; must be one of ``bits``.
+
+    Raises:
+        ValueError: If a field is empty, unsorted, repeated or out of range.
+    """
+
+    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    granularities: tuple[Granularity, ...] = (Granularity.PER_TENSOR, Granularity.PER_CHANNEL)
+    symmetries: tuple[Symmetry, ...] = (Symmetry.SYMMETRIC, Symmetry.ASYMMETRIC)
+    narrow: bool = False
+    boundary_bits: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("bits", "granularities", "symmetries"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} must hold at least one value, each once")
+        if list(self.bits) != sorted(self.bits):
+            raise ValueError("bits must be ascending")
+        if self.boundary_bits not in self.bits:
+            raise ValueError(f"boundary_bits {self.boundary_bits} is not one of bits {list(self.bits)}")
+        for bits in self.bits:
+            self.weight_form(bits, self.granularities[0], self.symmetries[0])
+
+    def weight_form(self, bits: int, granularity: Granularity, symmetry: Symmetry) -> Form:
+        """The trained form of a weight: always a signed range, narrow only when symmetric."""
+        return Form(bits, granularity, symmetry, signed=True, narrow=self.narrow and symmetry is Symmetry.SYMMETRIC)
+
+    def weight_forms(self) -> tuple[Form, ...]:
+        """Every form that every weight owns a scale for."""
+        return tuple(
+            self.weight_form(bits, granularity, symmetry)
+            for bits in self.bits
+            for granularity in self.granularities
+            for symmetry in self.symmetries
+        )
+
+    def activation_form(self, bits: int, symmetry: Symmetry, *, non_negative: bool) -> Form:
+        """The trained form of an activation.
+
+        A non-negative tensor has one form per width, unsigned with zero-point 0: a free zero-point could only
+        waste codes. Otherwise symmetric is signed and asymmetric is unsigned with a learned zero-point.
+        """
+        if non_negative:
+            return Form(bits, Granularity.PER_TENSOR, Symmetry.SYMMETRIC, signed=False)
+        return Form(bits, Granularity.PER_TENSOR, symmetry, signed=symmetry is Symmetry.SYMMETRIC)
+
+    def activation_forms(self, *, non_negative: bool) -> tuple[Form, ...]:
+        """Every form that an activation quantizer owns a scale for."""
+        return tuple(
+            dict.fromkeys(
+                self.activation_form(bits, symmetry, non_negative=non_negative)
+                for bits in self.bits
+                for symmetry in self.symmetries
+            )
+        )
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of the network: the output of one operation.
+
+    Attributes:
+        name: Unique name; the operation that produces the tensor is known by the same name.
+        shape: Shape without the batch axis.
+        op: Kind of the operation that produces it.
+        operation: The operation in the user's terms, e.g. ``"torch.nn.ReLU6"``.
+        inputs: Names of the tensors it is computed from, in argument order.
+        readers: Names of the tensors computed from it.
+        layer: Module path of the quantizable layer that produces it, if one does.
+        non_negative: Whether the graph guarantees that it is never negative.
+        upper_bound: Largest value that the graph guarantees (6 after ReLU6, 1 after a sigmoid), else None.
+        trained: Whether the supernet owns trained scales for it (it feeds a quantizable layer).
+        is_output: Whether the network returns it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    op: OpKind
+    operation: str
+    inputs: tuple[str, ...]
+    readers: tuple[str, ...]
+    layer: str | None = None
+    non_negative: bool = False
+    upper_bound: float | None = None
+    trained: bool = False
+    is_output: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Number of values for one image."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One quantizable layer.
+
+    Attributes:
+        name: Module path, e.g. ``"layer1.0.conv1"``.
+        op: CONV, CONV_TRANSPOSE or LINEAR.
+        weight_shape: Shape of the weight as torch stores it.
+        channel_axis: Axis of the output channels (of the group's output channels for CONV_TRANSPOSE).
+        groups: Convolution groups, 1 for LINEAR.
+        input_tensor: Name of the tensor it reads.
+        output_tensor: Name of the tensor it writes, before BatchNorm and activation.
+        batch_norm: Module path of the BatchNorm that can be folded into it, if any.
+        macs: Multiply-accumulate operations for one image.
+    """
+
+    name: str
+    op: OpKind
+    weight_shape: tuple[int, ...]
+    channel_axis: int
+    groups: int
+    input_tensor: str
+    output_tensor: str
+    batch_norm: str | None
+    macs: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        count = 1
+        for size in self.weight_shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """Layers and tensors of a traced network, in order of execution.
+
+    Attributes:
+        layers: Quantizable layers. The first and the last are the boundary layers.
+        tensors: All tensors, inputs first.
+        space: Forms that the network is trained for.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    tensors: tuple[TensorInfo, ...]
+    space: ElasticSpace = field(default_factory=ElasticSpace)
+
+    @cached_property
+    def layer(self) -> dict[str, LayerInfo]:
+        """Layers by name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def tensor(self) -> dict[str, TensorInfo]:
+        """Tensors by name."""
+        return {tensor.name: tensor for tensor in self.tensors}
+
+    @property
+    def boundary_layers(self) -> tuple[str, ...]:
+        """Names of the first and the last layer."""
+        return tuple(dict.fromkeys((self.layers[0].name, self.layers[-1].name))) if self.layers else ()
+
+    @property
+    def boundary_tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that the boundary layers read."""
+        return tuple(dict.fromkeys(self.layer[name].input_tensor for name in self.boundary_layers))

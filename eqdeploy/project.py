@@ -1,0 +1,176 @@
+"""The project file ``eqdeploy.yaml``: what a user would otherwise repeat on every command line.
+
+Flags take the place of its keys one by one, and its keys take the place of the shipped defaults.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from eqdeploy.errors import UsageError
+from eqdeploy.requests import (
+    DEFAULT_DATA,
+    DEFAULT_OUTPUT,
+    DEFAULT_SUPERNET,
+    EvaluateRequest,
+    ExportRequest,
+    Gates,
+    ResolveRequest,
+    ValidateRequest,
+)
+from eqdeploy.yaml_file import read_yaml_model
+
+PROJECT_FILE = "eqdeploy.yaml"
+
+
+def _as_tuple(value: Any) -> Any:
+    """Accept one profile where a list of profiles is meant."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class ProjectSettings(BaseModel):
+    """Choices of a project; None stands for the shipped default.
+
+    Attributes:
+        supernet: Name or file of the checkpoint.
+        model: ``package.module:factory`` of the float model.
+        data: Name, file or folder of the images.
+        profiles: Names or files of device profiles.
+        output: Folder that receives one folder per profile.
+        min_accuracy: Smallest accuracy of the exported model, a fraction between 0 and 1.
+        max_drop: Largest loss of accuracy against the float model, a fraction between 0 and 1.
+        seed: Seed of every random choice.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    supernet: Text | None = None
+    model: Text | None = None
+    data: Text | None = None
+    profiles: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple)] = ()
+    output: Text | None = None
+    min_accuracy: Fraction | None = None
+    max_drop: Fraction | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+
+    def override(
+        self,
+        *,
+        supernet: str | None = None,
+        model: str | None = None,
+        data: str | None = None,
+        profiles: tuple[str, ...] = (),
+        output: str | None = None,
+        min_accuracy: float | None = None,
+        max_drop: float | None = None,
+        seed: int | None = None,
+    ) -> ProjectSettings:
+        """Return these settings with every argument that was given in place of the key of that name."""
+        given = {
+            "supernet": supernet,
+            "model": model,
+            "data": data,
+            "profiles": profiles or None,
+            "output": output,
+            "min_accuracy": min_accuracy,
+            "max_drop": max_drop,
+            "seed": seed,
+        }
+        return self.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+    @property
+    def gates(self) -> Gates:
+        """Limits on the accuracy."""
+        return Gates(self.min_accuracy, self.max_drop)
+
+    def export_request(self, *, subnet: Path | None = None, force: bool = False) -> ExportRequest:
+        """Ask for an export of every profile.
+
+        Raises:
+            UsageError: If there is no profile.
+        """
+        return ExportRequest(
+            profiles=self._required_profiles(),
+            supernet=self.supernet or DEFAULT_SUPERNET,
+            model=self.model,
+            data=self.data or DEFAULT_DATA,
+            output=Path(self.output) if self.output else DEFAULT_OUTPUT,
+            subnet=subnet,
+            gates=self.gates,
+            force=force,
+            seed=self.seed or 0,
+        )
+
+    def resolve_request(self, *, subnet: Path | None = None) -> ResolveRequest:
+        """Ask how the one profile is resolved.
+
+        Raises:
+            UsageError: If there is no profile, or more than one.
+        """
+        profiles = self._required_profiles()
+        if len(profiles) > 1:
+            raise UsageError(
+                f"one profile at a time, got {', '.join(profiles)}", where="--profile", hint="choose one of them"
+            )
+        return ResolveRequest(
+            profile=profiles[0], supernet=self.supernet or DEFAULT_SUPERNET, model=self.model, subnet=subnet
+        )
+
+    def validate_request(self) -> ValidateRequest:
+        """Ask for the proof of an artifact; what is not set is left to what the artifact names."""
+        return ValidateRequest(
+            supernet=self.supernet, model=self.model, data=self.data, gates=self.gates, seed=self.seed or 0
+        )
+
+    def evaluate_request(
+        self, *, target: Path | None = None, profile: str | None = None, subnet: Path | None = None
+    ) -> EvaluateRequest:
+        """Ask for the accuracy of a target, of a profile's subnet, of a subnet file or of the float model."""
+        return EvaluateRequest(
+            target=target,
+            supernet=self.supernet or DEFAULT_SUPERNET,
+            model=self.model,
+            data=self.data or DEFAULT_DATA,
+            profile=profile,
+            subnet=subnet,
+            gates=self.gates,
+            seed=self.seed or 0,
+        )
+
+    def _required_profiles(self) -> tuple[str, ...]:
+        """Profiles, of which there must be one at least."""
+        if not self.profiles:
+            raise UsageError(
+                "no profile given",
+                where="--profile",
+                hint=f"name one with --profile or in {PROJECT_FILE}; 'eqdeploy profiles list' shows the shipped ones",
+            )
+        return tuple(dict.fromkeys(self.profiles))
+
+
+def load_project(directory: Path) -> ProjectSettings:
+    """Read the project file of a folder.
+
+    Args:
+        directory: The working directory; parents are not searched.
+
+    Returns:
+        Its settings, or settings without any choice when there is no file.
+
+    Raises:
+        ProfileError: If the file is not valid; names file, line and key.
+    """
+    path = directory / PROJECT_FILE
+    if not path.exists() and not path.is_symlink():
+        return ProjectSettings()
+    # A path relative to the working directory reads better in messages than an absolute one.
+    return read_yaml_model(Path(PROJECT_FILE) if directory == Path.cwd() else path, ProjectSettings)

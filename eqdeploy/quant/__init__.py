@@ -1,0 +1,1 @@
+"""Arithmetic of uniform quantization: forms, encodings, and the one definition of quantize and dequantize."""

@@ -1,0 +1,101 @@
+"""The frozen network: one float ONNX graph and a table of integers. No torch beyond this point.
+
+Exporters turn it into files, the integer reference runs it, validation compares the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from eqdeploy.plan import Coverage
+from eqdeploy.quant.encoding import Encoding
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """One activation with an encoding.
+
+    Attributes:
+        name: Name of the ONNX value in :attr:`QuantizedModel.graph`.
+        encoding: Its grid.
+        float_readers: Operations that read the unquantized value; compare with :func:`operation_of`.
+    """
+
+    name: str
+    encoding: Encoding
+    float_readers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedParameter:
+    """One weight or bias stored as integers.
+
+    Attributes:
+        name: Name of the initializer in :attr:`QuantizedModel.graph`.
+        codes: int32 codes, the shape of the initializer. Real values are ``encoding.dequantize(codes)``.
+        encoding: Its grid. A bias has 32 bits, zero-point 0 and scale ``s_x * s_w``.
+    """
+
+    name: str
+    codes: NDArray[np.int32]
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """What freezing did to one layer, for the report.
+
+    Attributes:
+        layer: Layer name.
+        method: ``into_scale``, ``requantize`` or ``none`` (no BatchNorm).
+        exact: Whether the integers on the device are those that were trained.
+        relative_error: Norm of (device weight − subnet's folded weight) over the norm of the latter.
+        negated_channels: Channels with a negative BatchNorm gain.
+        dead_channels: Channels with gain zero or an all-zero weight: constant output.
+        widened_channels: Channels whose weight scale was raised so that the bias fits in int32.
+    """
+
+    layer: str
+    method: str
+    exact: bool
+    relative_error: float
+    negated_channels: int = 0
+    dead_channels: int = 0
+    widened_channels: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedModel:
+    """A network with every number that a device needs.
+
+    Attributes:
+        graph: Float ONNX model, opset 21 or lower, BatchNorm folded, one input. Weights and integer biases
+            hold dequantized integers. Each node that computes tensor ``t`` is named ``t`` or ``t/<k>``.
+        activations: Encoded activations by value name.
+        parameters: Integer weights and biases by initializer name.
+        coverage: For every tensor of the network, whether it is quantized or why not.
+        reasons: For every tensor of the network, the reason in words.
+        folded: What freezing did to each layer.
+        notes: Remarks that belong in the report (unexcited layers, raised scales).
+    """
+
+    graph: onnx.ModelProto
+    activations: dict[str, QuantizedTensor]
+    parameters: dict[str, QuantizedParameter]
+    coverage: dict[str, Coverage]
+    reasons: dict[str, str]
+    folded: tuple[FoldedLayer, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def operation_of(node_name: str) -> str:
+    """Name of the tensor that an ONNX node of :attr:`QuantizedModel.graph` helps to compute.
+
+    >>> operation_of("layer1_add/0")
+    'layer1_add'
+    """
+    return node_name.split("/", 1)[0]

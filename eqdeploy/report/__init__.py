@@ -1,0 +1,31 @@
+"""The report of an artifact: what was decided, what was proved, and the verdict that follows."""
+
+from eqdeploy.report.model import (
+    ArtifactReport,
+    CoverageSummary,
+    Level,
+    LevelStatus,
+    PlanSummary,
+    TensorRow,
+    UnquantizedTensor,
+    Verdict,
+    WeightRow,
+    read_report,
+    report_json_schema,
+    write_report,
+)
+
+__all__ = [
+    "ArtifactReport",
+    "CoverageSummary",
+    "Level",
+    "LevelStatus",
+    "PlanSummary",
+    "TensorRow",
+    "UnquantizedTensor",
+    "Verdict",
+    "WeightRow",
+    "read_report",
+    "report_json_schema",
+    "write_report",
+]

@@ -1,0 +1,344 @@
+"""Content of ``report.json``; ``docs/report.md`` explains it field by field.
+
+The report holds no time and no path, so the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter
+from pydantic import ValidationError as ModelError
+
+from eqdeploy.errors import AccuracyError, EqDeployError, OutputError, ParityError, ValidationError
+from eqdeploy.manifest import Provenance
+from eqdeploy.plan import BatchNormFolding, BiasFormat, Coverage, DevicePlan, EncodingSource
+from eqdeploy.quantized_model import FoldedLayer
+
+REPORT_FILE = "report.json"
+
+#: The largest networks have some thousand tensors of a few hundred bytes each.
+MAXIMUM_BYTES = 256 << 20
+
+
+class _Model(BaseModel):
+    """Base of all parts: immutable, exact types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class WeightRow(_Model):
+    """What became of one layer's weight.
+
+    Attributes:
+        layer: Layer name.
+        trained: Form of the supernet that is active, ``bits-granularity-symmetry-range``.
+        device: Form that the device gets.
+        folding: How BatchNorm was folded, None if the layer has none.
+        reason: Why.
+    """
+
+    layer: str
+    trained: str
+    device: str
+    folding: BatchNormFolding | None
+    reason: str
+
+
+class TensorRow(_Model):
+    """What became of one tensor.
+
+    Attributes:
+        tensor: Tensor name.
+        coverage: Quantized, or why not.
+        source: Where its scale comes from.
+        trained: Form of the supernet that is active, None if the supernet owns none.
+        device: Form that the device gets, None if it gets none.
+        shares_with: Tensor whose encoding it takes.
+        float_readers: Operations that read the unquantized value.
+        reason: Why.
+    """
+
+    tensor: str
+    coverage: Coverage
+    source: EncodingSource
+    trained: str | None
+    device: str | None
+    shares_with: str | None
+    float_readers: tuple[str, ...]
+    reason: str
+
+
+class PlanSummary(_Model):
+    """What the device gets, layer by layer and tensor by tensor.
+
+    Attributes:
+        bias: Format of biases.
+        minimum_scale: Smallest scale that the device accepts for an activation, 0 for none.
+        power_of_two_scales: Whether every scale is a power of two.
+        weights: One row per layer, in network order.
+        tensors: One row per tensor, in network order.
+    """
+
+    bias: BiasFormat
+    minimum_scale: float
+    power_of_two_scales: bool
+    weights: tuple[WeightRow, ...]
+    tensors: tuple[TensorRow, ...]
+
+    @staticmethod
+    def of(plan: DevicePlan) -> PlanSummary:
+        """Summarize a plan."""
+        return PlanSummary(
+            bias=plan.bias,
+            minimum_scale=plan.minimum_scale,
+            power_of_two_scales=plan.power_of_two_scales,
+            weights=tuple(
+                WeightRow(
+                    layer=weight.layer,
+                    trained=weight.trained.key,
+                    device=weight.device.key,
+                    folding=weight.folding,
+                    reason=weight.reason,
+                )
+                for weight in plan.weights
+            ),
+            tensors=tuple(
+                TensorRow(
+                    tensor=tensor.tensor,
+                    coverage=tensor.coverage,
+                    source=tensor.source,
+                    trained=tensor.trained.key if tensor.trained else None,
+                    device=tensor.device.key if tensor.device else None,
+                    shares_with=tensor.shares_with,
+                    float_readers=tensor.float_readers,
+                    reason=tensor.reason,
+                )
+                for tensor in plan.tensors
+            ),
+        )
+
+
+class UnquantizedTensor(_Model):
+    """A tensor without an encoding.
+
+    Attributes:
+        tensor: Tensor name.
+        coverage: Kind of the reason.
+        reason: The reason in words.
+    """
+
+    tensor: str
+    coverage: Coverage
+    reason: str
+
+
+class CoverageSummary(_Model):
+    """Every tensor of the network, each counted once.
+
+    Attributes:
+        total: Number of tensors.
+        counts: Number of tensors of each kind; adds up to ``total``.
+        unquantized: Every tensor that carries no encoding, with the reason.
+    """
+
+    total: int
+    counts: dict[Coverage, int]
+    unquantized: tuple[UnquantizedTensor, ...]
+
+    @staticmethod
+    def of(coverage: Mapping[str, Coverage], reasons: Mapping[str, str]) -> CoverageSummary:
+        """Count tensors.
+
+        Args:
+            coverage: Kind of every tensor by name.
+            reasons: Reason of every tensor by name.
+        """
+        counts = Counter(coverage.values())
+        return CoverageSummary(
+            total=len(coverage),
+            counts={kind: counts[kind] for kind in Coverage},
+            unquantized=tuple(
+                UnquantizedTensor(tensor=name, coverage=kind, reason=reasons[name])
+                for name, kind in coverage.items()
+                if kind is not Coverage.QUANTIZED
+            ),
+        )
+
+
+class LevelStatus(StrEnum):
+    """How one level of validation ended."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_RUN = "not_run"
+
+
+class Level(_Model):
+    """Outcome of one level of validation.
+
+    Attributes:
+        status: How it ended.
+        summary: The outcome in one sentence.
+        details: Everything that was measured.
+    """
+
+    status: LevelStatus
+    summary: str
+    details: dict[str, JsonValue] = {}
+
+    @staticmethod
+    def of(passed: bool, summary: str, details: Mapping[str, Any]) -> Level:
+        """Record a level that was run.
+
+        Args:
+            passed: Whether everything held.
+            summary: The outcome in one sentence.
+            details: Everything that was measured, as plain JSON data.
+        """
+        # Through JSON, so that tuples become lists here as they would when the report is read back.
+        plain = json.loads(json.dumps(dict(details), allow_nan=False))
+        return Level(status=LevelStatus.PASSED if passed else LevelStatus.FAILED, summary=summary, details=plain)
+
+    @staticmethod
+    def not_run(reason: str) -> Level:
+        """Record a level that could not be run, and why."""
+        return Level(status=LevelStatus.NOT_RUN, summary=reason)
+
+
+class Verdict(StrEnum):
+    """What the levels add up to."""
+
+    VALID = "valid"
+    FAILED = "failed"
+    UNPROVEN = "unproven"
+
+
+class ArtifactReport(_Model):
+    """Everything about one artifact that a person or a program wants to know.
+
+    Attributes:
+        schema_version: Version of this layout.
+        provenance: What the artifact was made from.
+        plan: What the device gets, with reasons.
+        folding: What folding BatchNorm did to each layer.
+        coverage: Every tensor: quantized, or listed with a reason.
+        static: Scales, zero-points, ranges and the structure of the files.
+        parity: Integer codes of the runtime against the integer reference.
+        accuracy: Float model, simulated subnet and exported model on labelled data.
+        operators: What the runtime fused into integer kernels, and what stayed float and why.
+        notes: Remarks.
+    """
+
+    schema_version: Literal[1] = 1
+    provenance: Provenance
+    plan: PlanSummary
+    folding: tuple[FoldedLayer, ...]
+    coverage: CoverageSummary
+    static: Level
+    parity: Level
+    accuracy: Level
+    operators: dict[str, JsonValue]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """Valid if static checks and parity passed and nothing failed; accuracy may lack labels."""
+        statuses = (self.static.status, self.parity.status, self.accuracy.status)
+        if LevelStatus.FAILED in statuses:
+            return Verdict.FAILED
+        return Verdict.UNPROVEN if LevelStatus.NOT_RUN in statuses[:2] else Verdict.VALID
+
+    def failure(self) -> EqDeployError | None:
+        """The error that tells the first level that failed, None if none did."""
+        where = self.provenance.profile
+        if self.static.status is LevelStatus.FAILED:
+            return ValidationError(self.static.summary, where=f"{where}: static checks")
+        if self.parity.status is LevelStatus.FAILED:
+            return ParityError(self.parity.summary, where=f"{where}: parity")
+        if self.accuracy.status is LevelStatus.FAILED:
+            return AccuracyError(self.accuracy.summary, where=f"{where}: accuracy")
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the verdict included; :meth:`from_json` reads it back."""
+        return {"verdict": str(self.verdict), **self.model_dump(mode="json")}
+
+    @staticmethod
+    def from_json(text: str | bytes, *, where: str) -> ArtifactReport:
+        """Read a report.
+
+        Args:
+            text: JSON text.
+            where: File name for error messages.
+
+        Raises:
+            ValidationError: If it is no report of this layout, or its verdict is not what its levels add up to.
+        """
+        try:
+            document = TypeAdapter(dict[str, JsonValue]).validate_json(text)
+            verdict = document.pop("verdict", None)
+            report = ArtifactReport.model_validate_json(json.dumps(document))
+        except ModelError as reason:
+            finding = reason.errors(include_url=False, include_input=False)[0]
+            key = ".".join(str(step) for step in finding["loc"])
+            raise ValidationError(
+                f"not a report: {finding['msg']}", where=f"{where}: {key}" if key else where
+            ) from reason
+        if verdict != report.verdict:
+            raise ValidationError(
+                f"the levels add up to {str(report.verdict)!r}, not to {verdict!r}", where=f"{where}: verdict"
+            )
+        return report
+
+
+def write_report(directory: Path, report: ArtifactReport) -> Path:
+    """Write ``report.json`` into a folder.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    path = directory / REPORT_FILE
+    text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        path.write_bytes(text.encode("utf-8"))
+    except OSError as reason:
+        raise OutputError(reason.strerror or "cannot be written", where=str(path)) from reason
+    return path
+
+
+def read_report(directory: Path) -> ArtifactReport:
+    """Read ``report.json`` from an artifact.
+
+    Raises:
+        ValidationError: If the file is missing or is not a report.
+    """
+    path = directory / REPORT_FILE
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAXIMUM_BYTES + 1)
+    except OSError as reason:
+        raise ValidationError(reason.strerror or "cannot be read", where=str(path)) from reason
+    if len(content) > MAXIMUM_BYTES:
+        raise ValidationError(f"larger than {MAXIMUM_BYTES >> 20} MiB", where=str(path))
+    return ArtifactReport.from_json(content, where=str(path))
+
+
+def report_json_schema() -> dict[str, Any]:
+    """JSON Schema of ``report.json``."""
+    schema = ArtifactReport.model_json_schema(mode="serialization")
+    schema["properties"] = {
+        "verdict": {
+            "description": "What the levels add up to.",
+            "enum": [str(verdict) for verdict in Verdict],
+            "type": "string",
+        },
+        **schema["properties"],
+    }
+    schema["required"] = ["verdict", *schema["required"]]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,0 +1,162 @@
+"""What a user asks for: plain data that the command line fills in and the pipeline carries out.
+
+A *reference* is a string that stands for a thing: the name of something that is shipped, or a path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: Name of the supernet and of the data that are shipped and used when nothing else is asked for.
+DEFAULT_SUPERNET = "digits"
+DEFAULT_DATA = "digits"
+
+#: Folder that receives one folder per profile.
+DEFAULT_OUTPUT = Path("build")
+
+#: Images from which BatchNorm statistics and ranges are estimated.
+CALIBRATION_IMAGES = 1024
+
+#: Images on which integer codes are compared.
+PARITY_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits on the accuracy of the exported model; None means no limit.
+
+    Attributes:
+        min_accuracy: Smallest top-1 accuracy of the exported model, a fraction between 0 and 1.
+        max_drop: Largest loss of top-1 accuracy against the float model, a fraction between 0 and 1.
+
+    Raises:
+        ValueError: If a limit lies outside 0 to 1.
+    """
+
+    min_accuracy: float | None = None
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("min_accuracy", self.min_accuracy), ("max_drop", self.max_drop)):
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Export a supernet for one or more devices.
+
+    Attributes:
+        profiles: References of device profiles, at least one.
+        supernet: Reference of the checkpoint.
+        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        data: Reference of calibration images, which also give accuracy where they are labelled.
+        output: Folder that receives one folder per profile.
+        subnet: Subnet file that takes the place of the profile's own choice of bits.
+        gates: Limits on the accuracy.
+        force: Whether an existing artifact may be replaced.
+        seed: Seed of every random choice.
+        calibration_images: Largest number of images used for calibration.
+        parity_images: Largest number of images used for comparing integer codes.
+    """
+
+    profiles: tuple[str, ...]
+    supernet: str = DEFAULT_SUPERNET
+    model: str | None = None
+    data: str = DEFAULT_DATA
+    output: Path = DEFAULT_OUTPUT
+    subnet: Path | None = None
+    gates: Gates = field(default_factory=Gates)
+    force: bool = False
+    seed: int = 0
+    calibration_images: int = CALIBRATION_IMAGES
+    parity_images: int = PARITY_IMAGES
+
+
+@dataclass(frozen=True)
+class ResolveRequest:
+    """Resolve one profile without computing any number.
+
+    Attributes:
+        profile: Reference of the device profile.
+        supernet: Reference of the checkpoint.
+        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        subnet: Subnet file that takes the place of the profile's own choice of bits.
+    """
+
+    profile: str
+    supernet: str = DEFAULT_SUPERNET
+    model: str | None = None
+    subnet: Path | None = None
+
+
+@dataclass(frozen=True)
+class ValidateRequest:
+    """Prove an artifact again from its files.
+
+    Attributes:
+        supernet: Reference of the checkpoint it was exported from; None for the one that the artifact names.
+        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        data: Reference of the images; None for the data that the artifact names.
+        gates: Limits on the accuracy.
+        seed: Seed of every random choice.
+        parity_images: Largest number of images used for comparing integer codes.
+    """
+
+    supernet: str | None = None
+    model: str | None = None
+    data: str | None = None
+    gates: Gates = field(default_factory=Gates)
+    seed: int = 0
+    parity_images: int = PARITY_IMAGES
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Measure top-1 accuracy on labelled data.
+
+    Attributes:
+        target: Artifact folder or ONNX file to evaluate; None to evaluate the supernet.
+        supernet: Reference of the checkpoint.
+        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        data: Reference of labelled data.
+        profile: Reference of the profile whose subnet is evaluated; None for the float model.
+        subnet: Subnet file to evaluate instead.
+        gates: Limits on the accuracy.
+        seed: Seed of every random choice.
+        calibration_images: Largest number of images used for calibration.
+    """
+
+    target: Path | None = None
+    supernet: str = DEFAULT_SUPERNET
+    model: str | None = None
+    data: str = DEFAULT_DATA
+    profile: str | None = None
+    subnet: Path | None = None
+    gates: Gates = field(default_factory=Gates)
+    seed: int = 0
+    calibration_images: int = CALIBRATION_IMAGES
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Train a supernet.
+
+    Attributes:
+        configuration: Training configuration file, or the name of a shipped one.
+        output: Folder that receives the checkpoint and the log.
+        model: ``package.module:factory`` that takes the place of the configuration's model.
+        data: Reference of labelled data that takes the place of the configuration's.
+        seed: Seed that takes the place of the configuration's.
+        resume: Whether to go on from the state that an earlier run left in ``output``.
+        force: Whether an existing result may be replaced.
+    """
+
+    configuration: str
+    output: Path
+    model: str | None = None
+    data: str | None = None
+    seed: int | None = None
+    resume: bool = False
+    force: bool = False

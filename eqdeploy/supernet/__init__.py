@@ -1,0 +1,1 @@
+"""Supernets: any traced float model with elastic quantizers in it."""

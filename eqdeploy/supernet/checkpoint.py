@@ -1,0 +1,264 @@
+"""Checkpoints: one safetensors file with everything that a supernet is, read without running anything from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from eqdeploy.data.preprocessing import Preprocessing
+from eqdeploy.errors import CheckpointError, EqDeployError, OutputError
+from eqdeploy.network import ElasticSpace
+from eqdeploy.quant.form import Granularity, Symmetry
+from eqdeploy.supernet.supernet import Supernet
+
+#: All metadata is one JSON document under this key: safetensors does not keep the order of several keys.
+METADATA_KEY = "eqdeploy"
+_MAXIMUM_METADATA = 1 << 20
+_MAXIMUM_LISTED = 5
+
+Scalar = bool | int | float | str
+
+
+class _Part(BaseModel):
+    """Strict, immutable part of the metadata."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class ArchitectureReference(_Part):
+    """A float model by name; ``None`` as name stands for a model that the user must pass."""
+
+    name: str | None
+    arguments: dict[str, Scalar] = {}
+
+
+class SpaceMetadata(_Part):
+    """An :class:`~eqdeploy.network.ElasticSpace` as plain data."""
+
+    bits: list[int]
+    granularities: list[str]
+    symmetries: list[str]
+    narrow: bool
+    boundary_bits: int
+
+
+class CheckpointMetadata(_Part):
+    """What a checkpoint says about itself.
+
+    Attributes:
+        format: Kind of file.
+        version: Version of this layout.
+        architecture: How to make the float model.
+        input_shape: Shape of one input without the batch axis.
+        classes: Class names, in the order of the outputs.
+        space: Forms that the supernet is trained for.
+        preprocessing: How images become inputs.
+        provenance: How the supernet was made, for people.
+    """
+
+    format: Literal["eqdeploy-supernet"] = "eqdeploy-supernet"
+    version: Literal[1] = 1
+    architecture: ArchitectureReference
+    input_shape: Annotated[list[Annotated[int, Field(gt=0, le=1 << 20)]], Field(min_length=1, max_length=5)]
+    classes: list[str]
+    space: SpaceMetadata
+    preprocessing: dict[str, Any]
+    provenance: dict[str, Scalar]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded supernet and what it needs besides its weights."""
+
+    supernet: Supernet
+    metadata: CheckpointMetadata
+    preprocessing: Preprocessing
+
+
+def metadata_of(
+    supernet: Supernet,
+    *,
+    architecture: ArchitectureReference,
+    preprocessing: Preprocessing,
+    classes: tuple[str, ...],
+    provenance: Mapping[str, Scalar],
+) -> CheckpointMetadata:
+    """Describe a supernet for its checkpoint."""
+    space = supernet.network.space
+    return CheckpointMetadata(
+        architecture=architecture,
+        input_shape=list(supernet.input_shape),
+        classes=list(classes),
+        space=SpaceMetadata(
+            bits=list(space.bits),
+            granularities=[str(value) for value in space.granularities],
+            symmetries=[str(value) for value in space.symmetries],
+            narrow=space.narrow,
+            boundary_bits=space.boundary_bits,
+        ),
+        preprocessing=preprocessing.to_json(),
+        provenance=dict(provenance),
+    )
+
+
+def save_checkpoint(supernet: Supernet, metadata: CheckpointMetadata, path: Path) -> None:
+    """Write a checkpoint; the same supernet and metadata give the same bytes.
+
+    The file appears whole or not at all.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in sorted(supernet.graph_module.state_dict().items())
+    }
+    content = save(tensors, metadata={METADATA_KEY: json.dumps(metadata.model_dump(), sort_keys=True)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"cannot write the checkpoint: {error.strerror}", where=str(path)) from error
+
+
+def read_metadata(path: Path) -> CheckpointMetadata:
+    """Read only what a checkpoint says about itself.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or no supernet checkpoint of this version.
+    """
+    return _parse_metadata(_read(path, lambda stream: stream.metadata()), path)
+
+
+def load_checkpoint(
+    path: Path, build: Callable[[str, Mapping[str, object]], nn.Module], model: nn.Module | None = None
+) -> Checkpoint:
+    """Load a supernet.
+
+    Args:
+        path: The safetensors file.
+        build: Makes a known float model from a name and plain arguments, e.g. :func:`eqdeploy.zoo.build`.
+        model: The float model, where the user passes it; takes the place of the one that the file names.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, names no known model, or its tensors do not fit the
+            model: everything missing, unexpected, mis-shaped or not finite is reported together.
+    """
+    metadata = read_metadata(path)
+    tensors = _read(path, lambda stream: {name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118
+    try:
+        space = _space(metadata.space)
+        preprocessing = Preprocessing.from_json(metadata.preprocessing, where=f"{path}: preprocessing")
+        float_model = _float_model(metadata.architecture, build) if model is None else model
+        supernet = Supernet.from_float(float_model, torch.zeros((2, *metadata.input_shape)), space)
+    except CheckpointError:
+        raise
+    except (ValueError, EqDeployError) as error:
+        raise CheckpointError(str(error), where=str(path)) from error
+    _check_tensors(supernet.graph_module.state_dict(), tensors, path)
+    supernet.graph_module.load_state_dict(tensors)
+    supernet.eval()
+    return Checkpoint(supernet, metadata, preprocessing)
+
+
+def _read(path: Path, action: Callable[[Any], Any]) -> Any:
+    """Open a safetensors file and do something with it."""
+    try:
+        with safe_open(str(path), framework="pt") as stream:
+            return action(stream)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise CheckpointError(error.strerror or "cannot be read", where=str(path)) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"not a valid safetensors file: {error}", where=str(path)) from error
+
+
+def _parse_metadata(entries: Mapping[str, str] | None, path: Path) -> CheckpointMetadata:
+    """Parse and check the metadata."""
+    text = (entries or {}).get(METADATA_KEY)
+    if text is None or len(text) > _MAXIMUM_METADATA:
+        raise CheckpointError(
+            "a safetensors file, but not a supernet", where=str(path), hint="eqdeploy train makes one"
+        )
+    try:
+        return CheckpointMetadata.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "metadata"
+        raise CheckpointError(f"{first['msg']}", where=f"{path}: {key}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("the metadata is not valid JSON", where=str(path)) from error
+
+
+def _space(data: SpaceMetadata) -> ElasticSpace:
+    """Turn plain data into a space."""
+    return ElasticSpace(
+        bits=tuple(data.bits),
+        granularities=tuple(Granularity(value) for value in data.granularities),
+        symmetries=tuple(Symmetry(value) for value in data.symmetries),
+        narrow=data.narrow,
+        boundary_bits=data.boundary_bits,
+    )
+
+
+def _float_model(
+    reference: ArchitectureReference, build: Callable[[str, Mapping[str, object]], nn.Module]
+) -> nn.Module:
+    """Make the model that a checkpoint names, without disturbing the global random state."""
+    if reference.name is None:
+        raise CheckpointError(
+            "the checkpoint is of a model of your own", hint="pass it with --model package.module:factory"
+        )
+    with torch.random.fork_rng(devices=[]):
+        return build(reference.name, reference.arguments)
+
+
+def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    """Compare names, shapes, dtypes and finiteness of all tensors, and report all problems together."""
+    problems: list[str] = []
+    for label, names in (
+        ("missing", [name for name in expected if name not in found]),
+        ("unexpected", [name for name in found if name not in expected]),
+        (
+            "wrong shape or dtype",
+            [name for name, tensor in found.items() if name in expected and not _fits(tensor, expected[name])],
+        ),
+        ("not finite", [name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())]),
+        (
+            "negative variance",
+            [name for name, tensor in found.items() if name.endswith(".running_var") and bool((tensor < 0).any())],
+        ),
+    ):
+        if names:
+            listed = ", ".join(sorted(names)[:_MAXIMUM_LISTED])
+            more = len(names) - _MAXIMUM_LISTED
+            problems.append(f"{label}: {listed}" + (f" and {more} more" if more > 0 else ""))
+    if problems:
+        raise CheckpointError(
+            "; ".join(problems), where=str(path), hint="the file belongs to another model or is damaged"
+        )
+
+
+def _fits(tensor: Tensor, expected: Tensor) -> bool:
+    """Whether a stored tensor can take the place of a model's."""
+    return (
+        tensor.shape == expected.shape and tensor.dtype == expected.dtype and math.prod(tensor.shape) == tensor.numel()
+    )

@@ -1,0 +1,207 @@
+"""Read a traced graph into a :class:`~eqdeploy.network.NetworkDescription`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from eqdeploy.errors import UnsupportedOperationError
+from eqdeploy.network import LAYER_KINDS, ElasticSpace, LayerInfo, NetworkDescription, OpKind, TensorInfo
+from eqdeploy.supernet.layers import channel_axis
+from eqdeploy.supernet.operations import Operation, classify, module_of, vanishes
+from eqdeploy.supernet.tracing import tensor_shape
+
+#: Operations whose output lies between the smallest and the largest of their inputs.
+_BOUND_PRESERVING = frozenset(
+    {
+        OpKind.MAX_POOL,
+        OpKind.AVERAGE_POOL,
+        OpKind.GLOBAL_AVERAGE_POOL,
+        OpKind.RESHAPE,
+        OpKind.TRANSPOSE,
+        OpKind.RESIZE,
+        OpKind.CONCAT,
+    }
+)
+
+
+@dataclass
+class _Draft:
+    """A tensor while its readers are still being collected."""
+
+    node: fx.Node
+    operation: Operation
+    inputs: tuple[str, ...]
+    bounds: tuple[float, float]
+    readers: list[str]
+    trained: bool = False
+
+
+def describe(graph_module: fx.GraphModule, space: ElasticSpace) -> NetworkDescription:
+    """List the layers and tensors of a traced, canonical graph.
+
+    Args:
+        graph_module: What :func:`eqdeploy.supernet.tracing.trace` returns, without quantizers.
+        space: Forms that the network is to be trained for.
+
+    Raises:
+        UnsupportedOperationError: If a quantizable layer is called twice, two layers share a weight, a layer
+            does not read a tensor of the graph, or there is no quantizable layer at all.
+    """
+    _refuse_shared_layers(graph_module)
+    sources = tensor_sources(graph_module)
+    drafts: dict[str, _Draft] = {}
+    for node in graph_module.graph.nodes:
+        if node.op in ("output", "get_attr") or sources.get(node) != (node.name,) or tensor_shape(node) is None:
+            continue
+        inputs = _inputs(node, sources)
+        operation = classify(graph_module, node)
+        drafts[node.name] = _Draft(node, operation, inputs, _propagate_bounds(operation, inputs, drafts), [])
+        for name in inputs:
+            drafts[name].readers.append(node.name)
+    output = next(node for node in graph_module.graph.nodes if node.op == "output")
+    returned = set(_inputs(output, sources))
+    layers = _layers(graph_module, drafts)
+    for layer in layers:
+        drafts[layer.input_tensor].trained = True
+    return NetworkDescription(
+        layers=layers,
+        tensors=tuple(_tensor_info(draft, draft.node.name in returned) for draft in drafts.values()),
+        space=space,
+    )
+
+
+def tensor_sources(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
+    """Map each node to the tensors of the description that its value comes from.
+
+    An ordinary tensor comes from itself, a dropped-out one from the tensor before the dropout, a size or a tuple
+    from the tensors that it was taken from, a parameter from none.
+    """
+    sources: dict[fx.Node, tuple[str, ...]] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            sources[node] = ()
+        elif node.op == "output":
+            continue
+        elif node.op == "placeholder" or (tensor_shape(node) is not None and not vanishes(graph_module, node)):
+            sources[node] = (node.name,)
+        else:
+            sources[node] = _inputs(node, sources)
+    return sources
+
+
+def _inputs(node: fx.Node, sources: dict[fx.Node, tuple[str, ...]]) -> tuple[str, ...]:
+    """Tensors that a node is computed from, each once, in argument order."""
+    names: dict[str, None] = {}
+    for argument in node.all_input_nodes:
+        names.update(dict.fromkeys(sources.get(argument, ())))
+    return tuple(names)
+
+
+def _propagate_bounds(operation: Operation, inputs: tuple[str, ...], drafts: dict[str, _Draft]) -> tuple[float, float]:
+    """Smallest and largest value of a tensor that the graph guarantees."""
+    given = [drafts[name].bounds for name in inputs]
+    low = min((bounds[0] for bounds in given), default=-math.inf)
+    high = max((bounds[1] for bounds in given), default=math.inf)
+    if operation.kind in _BOUND_PRESERVING:
+        return (low, high)
+    if operation.kind in (OpKind.ADD, OpKind.MUL) and low >= 0.0:
+        return (0.0, math.inf)
+    if operation.kind is OpKind.RELU:
+        return (0.0, max(high, 0.0))
+    return operation.bounds
+
+
+def _tensor_info(draft: _Draft, is_output: bool) -> TensorInfo:
+    """Freeze a draft."""
+    shape = tensor_shape(draft.node)
+    low, high = draft.bounds
+    return TensorInfo(
+        name=draft.node.name,
+        shape=tuple((shape or ())[1:]),
+        op=draft.operation.kind,
+        operation=draft.operation.text,
+        inputs=draft.inputs,
+        readers=tuple(draft.readers),
+        layer=str(draft.node.target) if draft.operation.kind in LAYER_KINDS else None,
+        non_negative=low >= 0.0,
+        upper_bound=high if math.isfinite(high) else None,
+        trained=draft.trained,
+        is_output=is_output,
+    )
+
+
+def _layers(graph_module: fx.GraphModule, drafts: dict[str, _Draft]) -> tuple[LayerInfo, ...]:
+    """List the quantizable layers in order of execution."""
+    layers: list[LayerInfo] = []
+    for draft in drafts.values():
+        module = module_of(graph_module, draft.node)
+        if draft.operation.kind not in LAYER_KINDS or module is None:
+            continue
+        name = str(draft.node.target)
+        if len(draft.inputs) != 1:
+            raise UnsupportedOperationError("the layer does not read one tensor of the graph", where=name)
+        weight = module.weight
+        assert isinstance(weight, nn.Parameter)  # the kinds in LAYER_KINDS all have one
+        layers.append(
+            LayerInfo(
+                name=name,
+                op=draft.operation.kind,
+                weight_shape=tuple(weight.shape),
+                channel_axis=channel_axis(module),
+                groups=getattr(module, "groups", 1),
+                input_tensor=draft.inputs[0],
+                output_tensor=draft.node.name,
+                batch_norm=_foldable_batch_norm(graph_module, draft, drafts),
+                macs=_macs(draft, drafts, tuple(weight.shape)),
+            )
+        )
+    if not layers:
+        raise UnsupportedOperationError(
+            "the model has no quantizable layer",
+            hint="Conv1d, Conv2d, ConvTranspose2d and Linear modules are quantized",
+        )
+    return tuple(layers)
+
+
+def _foldable_batch_norm(graph_module: fx.GraphModule, draft: _Draft, drafts: dict[str, _Draft]) -> str | None:
+    """Path of the BatchNorm that is the only reader of a layer's output and keeps running statistics."""
+    if len(draft.readers) != 1 or len(draft.node.users) != 1:
+        return None
+    reader = drafts[draft.readers[0]]
+    module = module_of(graph_module, reader.node)
+    if reader.operation.kind is not OpKind.BATCH_NORM or getattr(module, "running_mean", None) is None:
+        return None
+    return str(reader.node.target)
+
+
+def _macs(draft: _Draft, drafts: dict[str, _Draft], weight_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulate operations of a layer for one image."""
+    shape = (tensor_shape(draft.node) or ())[1:]
+    if draft.operation.kind is OpKind.CONV_TRANSPOSE:
+        source = (tensor_shape(drafts[draft.inputs[0]].node) or ())[1:]
+        return math.prod(source) * math.prod(weight_shape[1:])
+    return math.prod(shape) * math.prod(weight_shape[1:])
+
+
+def _refuse_shared_layers(graph_module: fx.GraphModule) -> None:
+    """Refuse layers that are called twice and weights that two layers share."""
+    seen: dict[str, fx.Node] = {}
+    owners: dict[int, str] = {}
+    for node in graph_module.graph.nodes:
+        if classify(graph_module, node).kind not in LAYER_KINDS:
+            continue
+        path = str(node.target)
+        if path in seen:
+            raise UnsupportedOperationError(
+                f"the layer is called twice ({seen[path].name} and {node.name})",
+                where=path,
+                hint="give each call its own module",
+            )
+        seen[path] = node
+        module = module_of(graph_module, node)
+        owner = owners.setdefault(id(getattr(module, "weight", None)), path)
+        if owner != path:
+            raise UnsupportedOperationError(f"the weight is shared with {owner}", where=path, hint="clone the weight")

@@ -1,0 +1,228 @@
+"""Which operation of :class:`~eqdeploy.network.OpKind` a node of a traced graph is."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import fx, nn
+
+from eqdeploy.network import OpKind
+
+#: Layers that become elastic. Exact types: a subclass may compute something else.
+ELASTIC_MODULES: Mapping[type[nn.Module], OpKind] = {
+    nn.Conv1d: OpKind.CONV,
+    nn.Conv2d: OpKind.CONV,
+    nn.ConvTranspose2d: OpKind.CONV_TRANSPOSE,
+    nn.Linear: OpKind.LINEAR,
+}
+
+BATCH_NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+#: Modules that do nothing once a network is frozen.
+VANISHING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+_MODULES: Mapping[type[nn.Module], OpKind] = {
+    nn.ReLU: OpKind.RELU,
+    nn.ReLU6: OpKind.CLIP,
+    nn.Hardtanh: OpKind.CLIP,
+    nn.Sigmoid: OpKind.SIGMOID,
+    nn.Hardsigmoid: OpKind.HARD_SIGMOID,
+    nn.Tanh: OpKind.TANH,
+    nn.Softmax: OpKind.SOFTMAX,
+    nn.MaxPool1d: OpKind.MAX_POOL,
+    nn.MaxPool2d: OpKind.MAX_POOL,
+    nn.AvgPool1d: OpKind.AVERAGE_POOL,
+    nn.AvgPool2d: OpKind.AVERAGE_POOL,
+    nn.Flatten: OpKind.RESHAPE,
+    nn.Unflatten: OpKind.RESHAPE,
+    nn.Upsample: OpKind.RESIZE,
+    nn.UpsamplingNearest2d: OpKind.RESIZE,
+}
+
+_FUNCTIONS: Mapping[Callable[..., Any], OpKind] = {
+    torch.relu: OpKind.RELU,
+    F.relu: OpKind.RELU,
+    F.relu6: OpKind.CLIP,
+    F.hardtanh: OpKind.CLIP,
+    torch.clamp: OpKind.CLIP,
+    torch.clip: OpKind.CLIP,
+    torch.sigmoid: OpKind.SIGMOID,
+    F.sigmoid: OpKind.SIGMOID,
+    F.hardsigmoid: OpKind.HARD_SIGMOID,
+    torch.tanh: OpKind.TANH,
+    F.tanh: OpKind.TANH,
+    torch.softmax: OpKind.SOFTMAX,
+    F.softmax: OpKind.SOFTMAX,
+    operator.add: OpKind.ADD,
+    torch.add: OpKind.ADD,
+    operator.mul: OpKind.MUL,
+    torch.mul: OpKind.MUL,
+    operator.matmul: OpKind.MATMUL,
+    torch.matmul: OpKind.MATMUL,
+    torch.bmm: OpKind.MATMUL,
+    torch.cat: OpKind.CONCAT,
+    torch.concat: OpKind.CONCAT,
+    F.max_pool1d: OpKind.MAX_POOL,
+    F.max_pool2d: OpKind.MAX_POOL,
+    F.avg_pool1d: OpKind.AVERAGE_POOL,
+    F.avg_pool2d: OpKind.AVERAGE_POOL,
+    torch.flatten: OpKind.RESHAPE,
+    torch.reshape: OpKind.RESHAPE,
+    torch.squeeze: OpKind.RESHAPE,
+    torch.unsqueeze: OpKind.RESHAPE,
+    torch.permute: OpKind.TRANSPOSE,
+    torch.transpose: OpKind.TRANSPOSE,
+    F.interpolate: OpKind.RESIZE,
+}
+
+_METHODS: Mapping[str, OpKind] = {
+    "relu": OpKind.RELU,
+    "clamp": OpKind.CLIP,
+    "clip": OpKind.CLIP,
+    "sigmoid": OpKind.SIGMOID,
+    "tanh": OpKind.TANH,
+    "softmax": OpKind.SOFTMAX,
+    "add": OpKind.ADD,
+    "mul": OpKind.MUL,
+    "matmul": OpKind.MATMUL,
+    "bmm": OpKind.MATMUL,
+    "flatten": OpKind.RESHAPE,
+    "reshape": OpKind.RESHAPE,
+    "view": OpKind.RESHAPE,
+    "squeeze": OpKind.RESHAPE,
+    "unsqueeze": OpKind.RESHAPE,
+    "permute": OpKind.TRANSPOSE,
+    "transpose": OpKind.TRANSPOSE,
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One node in our terms.
+
+    Attributes:
+        kind: Kind of operation.
+        text: The operation in the user's terms.
+        bounds: Smallest and largest value of the output that the operation guarantees.
+    """
+
+    kind: OpKind
+    text: str
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+
+def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls, or None."""
+    if node.op != "call_module":
+        return None
+    return graph_module.get_submodule(str(node.target))
+
+
+def vanishes(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node passes its input through once the network is frozen (dropout, identity)."""
+    module = module_of(graph_module, node)
+    if module is not None:
+        return isinstance(module, VANISHING_MODULES) or type(module).__name__ in ("StochasticDepth", "DropPath")
+    return node.op == "call_function" and node.target in (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout)
+
+
+def classify(graph_module: fx.GraphModule, node: fx.Node) -> Operation:
+    """Say which operation a node is.
+
+    An addition or multiplication counts as such only between tensors: with a constant it is OTHER.
+    """
+    if node.op == "placeholder":
+        return Operation(OpKind.INPUT, "input")
+    module = module_of(graph_module, node)
+    if module is not None:
+        return _classify_module(module)
+    if node.op == "call_method":
+        text = f"Tensor.{node.target}"
+        kind = _METHODS.get(str(node.target), OpKind.OTHER)
+    else:
+        text = _function_name(node.target)
+        kind = _FUNCTIONS.get(node.target, OpKind.OTHER) if callable(node.target) else OpKind.OTHER
+    if kind in (OpKind.ADD, OpKind.MUL, OpKind.MATMUL) and not _all_tensors(node):
+        kind = OpKind.OTHER
+    if _is_global_mean(node):
+        kind = OpKind.GLOBAL_AVERAGE_POOL
+    return Operation(kind, text, _function_bounds(node, kind))
+
+
+def _classify_module(module: nn.Module) -> Operation:
+    """Classify a module call."""
+    text = f"{type(module).__module__.split('.')[0]}.nn.{type(module).__name__}"
+    kind = OpKind.OTHER
+    for table in (ELASTIC_MODULES, _MODULES):
+        kind = table.get(type(module), kind)
+    if isinstance(module, BATCH_NORM_MODULES):
+        kind = OpKind.BATCH_NORM
+    if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d) and _is_one(module.output_size):
+        kind = OpKind.GLOBAL_AVERAGE_POOL
+    if isinstance(module, nn.Upsample) and module.mode != "nearest":
+        kind = OpKind.OTHER
+    bounds = (-math.inf, math.inf)
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is a Hardtanh
+        bounds = (float(module.min_val), float(module.max_val))
+    return Operation(kind, text, _bounds(kind, bounds))
+
+
+def _bounds(kind: OpKind, explicit: tuple[float, float]) -> tuple[float, float]:
+    """Bounds that follow from the kind alone, unless the operation has its own."""
+    if kind is OpKind.RELU:
+        return (0.0, math.inf)
+    if kind in (OpKind.SIGMOID, OpKind.HARD_SIGMOID, OpKind.SOFTMAX):
+        return (0.0, 1.0)
+    if kind is OpKind.TANH:
+        return (-1.0, 1.0)
+    return explicit
+
+
+def _function_bounds(node: fx.Node, kind: OpKind) -> tuple[float, float]:
+    """Bounds of a functional operation."""
+    explicit = (-math.inf, math.inf)
+    if kind is OpKind.CLIP:
+        if node.target is F.relu6:
+            explicit = (0.0, 6.0)
+        else:
+            names = ("min_val", "max_val") if node.target is F.hardtanh else ("min", "max")
+            defaults = (-1.0, 1.0) if node.target is F.hardtanh else (None, None)
+            values = [
+                node.args[index + 1] if len(node.args) > index + 1 else node.kwargs.get(names[index], defaults[index])
+                for index in range(2)
+            ]
+            low, high = (value if isinstance(value, int | float) else None for value in values)
+            explicit = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+    return _bounds(kind, explicit)
+
+
+def _all_tensors(node: fx.Node) -> bool:
+    """Whether a binary operation has two graph values as operands and nothing else (such as ``alpha``)."""
+    return len(node.args) == 2 and all(isinstance(argument, fx.Node) for argument in node.args) and not node.kwargs
+
+
+def _is_global_mean(node: fx.Node) -> bool:
+    """Whether a node averages exactly the two spatial axes of an image and keeps them."""
+    if node.target not in (torch.mean, "mean"):
+        return False
+    axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    return bool(keep) and isinstance(axes, list | tuple) and sorted(int(str(a)) % 4 for a in axes) == [2, 3]
+
+
+def _is_one(size: Any) -> bool:
+    """Whether an adaptive pool's output size is 1 in every axis."""
+    return all(value == 1 for value in size) if isinstance(size, tuple) else size == 1
+
+
+def _function_name(target: Any) -> str:
+    """A readable name of a called function."""
+    module = getattr(target, "__module__", "") or ""
+    name = getattr(target, "__name__", str(target))
+    return f"{module}.{name}" if module and not module.startswith("_") else name

@@ -1,0 +1,228 @@
+"""The supernet: one set of weights that serves every form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from eqdeploy.errors import ProfileError, TrainingError
+from eqdeploy.network import ElasticSpace, NetworkDescription
+from eqdeploy.quant.elastic_quantizer import ElasticQuantizer
+from eqdeploy.quant.form import Form
+from eqdeploy.subnet import SubnetConfig
+from eqdeploy.supernet.describe import describe
+from eqdeploy.supernet.layers import channel_axis, make_elastic
+from eqdeploy.supernet.tracing import trace
+
+#: Name under which the activation quantizers live among the model's own modules.
+ACTIVATION_QUANTIZERS = "activation_quantizers"
+
+
+class Supernet(nn.Module):
+    """A traced model whose layers and tensors can be quantized in every form of a space.
+
+    Made by :meth:`from_float`. Until :meth:`activate` is called, and after :meth:`deactivate`, it computes the
+    float network.
+
+    Attributes:
+        network: Description of layers and tensors.
+        graph_module: The traced model; module paths and parameter names are those of the original.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, network: NetworkDescription, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.graph_module = graph_module
+        self.network = network
+        self.input_shape = input_shape
+
+    @staticmethod
+    def from_float(model: nn.Module, example_input: Tensor, space: ElasticSpace) -> Supernet:
+        """Convert a float model.
+
+        Args:
+            model: Any module that torch.fx can trace; it is copied, not changed.
+            example_input: One batch, shape (N, ...), N >= 2.
+            space: Forms to train.
+
+        Returns:
+            A supernet that shares no tensor with the model. Its scales are not initialized yet: load a
+            checkpoint or call :meth:`initialize`.
+
+        Raises:
+            UnsupportedOperationError: If the model cannot be traced or converted; the message names the
+                operation and what to do.
+        """
+        graph_module = trace(model, example_input)
+        network = describe(graph_module, space)
+        _make_gains_positive(graph_module, network)
+        for layer in network.layers:
+            parent, _, name = layer.name.rpartition(".")
+            elastic = make_elastic(graph_module.get_submodule(layer.name), space.weight_forms())
+            setattr(graph_module.get_submodule(parent), name, elastic)
+        _insert_activation_quantizers(graph_module, network)
+        return Supernet(graph_module, network, tuple(example_input.shape[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the active subnet (float if none is active) on a batch of shape (N, ...)."""
+        result: Tensor = self.graph_module(x)
+        return result
+
+    def activate(self, config: SubnetConfig) -> None:
+        """Switch to a subnet. Costs one assignment per layer and tensor, copies nothing.
+
+        Raises:
+            ProfileError: If the configuration names other layers or tensors than the network has, or a form
+                that the supernet was not trained for.
+        """
+        self._switch(
+            dict(config.weights),
+            {layer.name: self.weight_quantizer(layer.name) for layer in self.network.layers},
+            "layer",
+        )
+        self._switch(dict(config.activations), self.activation_quantizers(), "tensor")
+
+    def deactivate(self) -> None:
+        """Switch to the float network."""
+        for quantizer in self._quantizers():
+            quantizer.activate(None)
+
+    def weight_quantizer(self, layer: str) -> ElasticQuantizer:
+        """The quantizer of a layer's weight."""
+        quantizer = self.graph_module.get_submodule(layer).weight_quantizer
+        assert isinstance(quantizer, ElasticQuantizer)
+        return quantizer
+
+    def activation_quantizers(self) -> dict[str, ElasticQuantizer]:
+        """The quantizers of all trained tensors, by tensor name, in network order."""
+        quantizers = self.graph_module.get_submodule(ACTIVATION_QUANTIZERS)
+        return {
+            name: quantizer
+            for name, quantizer in quantizers.named_children()
+            if isinstance(quantizer, ElasticQuantizer)
+        }
+
+    def latent_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Float weights of the quantizable layers, with the layers' names, in network order."""
+        for layer in self.network.layers:
+            weight = self.graph_module.get_submodule(layer.name).weight
+            assert isinstance(weight, nn.Parameter)
+            yield layer.name, weight
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Give every form of every quantizer the numbers with the smallest error.
+
+        Weights are taken as they are, activations from the float network in evaluation mode.
+
+        Args:
+            images: Preprocessed calibration images, shape (N, ...); 256 are plenty.
+
+        Raises:
+            TrainingError: If a weight or an activation is not finite.
+        """
+        for name, weight in self.latent_weights():
+            if not bool(torch.isfinite(weight).all()):
+                raise TrainingError("the weight is not finite", where=name)
+            self.weight_quantizer(name).initialize(weight)
+        self.deactivate()
+        training = self.training
+        self.eval()
+        handles = [
+            quantizer.register_forward_pre_hook(_Initialization(name))
+            for name, quantizer in self.activation_quantizers().items()
+        ]
+        try:
+            self(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.train(training)
+
+    @torch.no_grad()
+    def canonicalize(self) -> None:
+        """Keep the BatchNorm gains behind quantized layers from going negative; call after optimizer steps.
+
+        A negative gain would flip the sign of a folded channel, and a full symmetric range has no opposite for
+        its lowest value.
+        """
+        for layer in self.network.layers:
+            if layer.batch_norm is not None:
+                gain = self.graph_module.get_submodule(layer.batch_norm).weight
+                if isinstance(gain, nn.Parameter):
+                    gain.clamp_(min=0.0)
+
+    def _quantizers(self) -> Iterator[ElasticQuantizer]:
+        """All quantizers."""
+        for layer in self.network.layers:
+            yield self.weight_quantizer(layer.name)
+        yield from self.activation_quantizers().values()
+
+    def _switch(self, forms: Mapping[str, Form], quantizers: Mapping[str, ElasticQuantizer], noun: str) -> None:
+        """Activate one form per quantizer, all or nothing."""
+        for name in (*forms, *quantizers):
+            if (name in forms) != (name in quantizers):
+                problem = "has no form" if name in quantizers else "does not exist in this network"
+                raise ProfileError(f"{noun} {name!r} {problem}", where="subnet")
+            if forms[name].key not in quantizers[name].log2_scale:
+                raise ProfileError(f"{noun} {name!r} was not trained for {forms[name].key}", where="subnet")
+        for name, form in forms.items():
+            quantizers[name].activate(form)
+
+
+class _Initialization:
+    """A hook that initializes a quantizer from the tensor that reaches it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, ElasticQuantizer)
+        if not bool(torch.isfinite(inputs[0]).all()):
+            raise TrainingError("the activation is not finite", where=self.name)
+        module.initialize(inputs[0])
+
+
+@torch.no_grad()
+def _make_gains_positive(graph_module: fx.GraphModule, network: NetworkDescription) -> None:
+    """Negate channels with a negative BatchNorm gain, weights and gain alike: exact in float.
+
+    The statistics follow: the layer's output changes sign, so does its mean.
+    """
+    for layer in network.layers:
+        if layer.batch_norm is None:
+            continue
+        norm = graph_module.get_submodule(layer.batch_norm)
+        module = graph_module.get_submodule(layer.name)
+        gain, bias = getattr(norm, "weight", None), getattr(module, "bias", None)
+        if gain is None or (layer.groups > 1 and channel_axis(module) == 1):
+            continue
+        sign = torch.where(gain < 0, -1.0, 1.0)
+        shape = [1] * len(layer.weight_shape)
+        shape[layer.channel_axis] = -1
+        for tensor in (gain, norm.running_mean, bias):
+            if isinstance(tensor, Tensor):
+                tensor.mul_(sign)
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        weight.mul_(sign.reshape(shape))
+
+
+def _insert_activation_quantizers(graph_module: fx.GraphModule, network: NetworkDescription) -> None:
+    """Put one quantizer behind every tensor that a layer reads; all readers read the quantized tensor."""
+    quantizers = nn.Module()
+    graph_module.add_module(ACTIVATION_QUANTIZERS, quantizers)
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    for tensor in network.tensors:
+        if not tensor.trained:
+            continue
+        quantizers.add_module(
+            tensor.name, ElasticQuantizer(network.space.activation_forms(non_negative=tensor.non_negative))
+        )
+        node = nodes[tensor.name]
+        with graph_module.graph.inserting_after(node):
+            quantized = graph_module.graph.call_module(f"{ACTIVATION_QUANTIZERS}.{tensor.name}", (node,))
+        node.replace_all_uses_with(quantized, delete_user_cb=lambda user, keep=quantized: user is not keep)
+    graph_module.graph.lint()
+    graph_module.recompile()

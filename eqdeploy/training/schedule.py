@@ -1,0 +1,29 @@
+"""The learning rate as a pure function of the step, so that a resumed run needs no schedule state."""
+
+from __future__ import annotations
+
+import math
+
+
+def cosine_learning_rate(step: int, *, steps: int, warm_up_steps: int, peak: float) -> float:
+    """Learning rate of one optimizer step: linear warm-up, then half a cosine towards 0.
+
+    ``peak · (step + 1) / warm_up_steps`` during warm-up, then ``peak · (1 + cos(π · progress)) / 2`` where progress
+    runs from 0 to just below 1.
+
+    Args:
+        step: Index of the step, 0 to ``steps - 1``.
+        steps: Length of the whole run.
+        warm_up_steps: Length of the warm-up; 0 starts at the peak.
+        peak: The largest learning rate.
+
+    Returns:
+        The learning rate, positive for every step of the run.
+
+    >>> [round(cosine_learning_rate(step, steps=4, warm_up_steps=0, peak=1.0), 3) for step in range(4)]
+    [1.0, 0.854, 0.5, 0.146]
+    """
+    if step < warm_up_steps:
+        return peak * (step + 1) / warm_up_steps
+    progress = (step - warm_up_steps) / max(steps - warm_up_steps, 1)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,249 @@
+"""The state of an unfinished training run: one safetensors file that continues the run it was taken from.
+
+The file holds the model, Adam's moments and step counts by parameter name, the states of all random generators and
+the position in the run. Nothing in it is ever executed. It is replaced atomically: after a kill or a full disk the
+previous state is still whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from eqdeploy.errors import CheckpointError, OutputError, TrainingError
+
+STATE_SCHEMA = 1
+#: All metadata is one document under one key: safetensors writes several keys in random order.
+_METADATA_KEY = "eqdeploy.training_state"
+_MODEL, _OPTIMIZER, _GENERATOR = "model", "optimizer", "generator"
+
+
+class Phase(StrEnum):
+    """The two parts of a run."""
+
+    FLOAT = "float"
+    SUPERNET = "supernet"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        phase: The phase that is running.
+        step: Optimizer steps of that phase that are done.
+        log_lines: Lines of the training log that belong to those steps.
+        float_accuracy: Accuracy of the float network when the float phase ended, None before that.
+    """
+
+    phase: Phase
+    step: int
+    log_lines: int
+    float_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a state file holds.
+
+    Attributes:
+        position: How far the run had come.
+        tensors: All tensors, by the names under which they are stored.
+        path: The file it was read from, for messages.
+    """
+
+    position: Position
+    tensors: Mapping[str, Tensor]
+    path: Path
+
+
+def save_state(
+    path: Path,
+    *,
+    position: Position,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generators: Mapping[str, torch.Generator],
+    configuration: Mapping[str, Any],
+) -> None:
+    """Write the state of a run; the previous file stays whole until the new one is complete.
+
+    Args:
+        path: File to write or replace.
+        position: How far the run has come.
+        model: All its parameters and buffers are stored.
+        optimizer: Its tensor state is stored under the names that ``model`` gives the parameters.
+        generators: Every source of randomness, by name.
+        configuration: Plain data; a resumed run must have the same.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"{_MODEL}.{name}": tensor for name, tensor in model.state_dict().items()}
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            tensors[f"{_OPTIMIZER}.{key}.{names[parameter]}"] = value
+    for name, generator in generators.items():
+        tensors[f"{_GENERATOR}.{name}"] = generator.get_state()
+    document = {"schema": STATE_SCHEMA, "position": asdict(position), "configuration": configuration}
+    metadata = {_METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False)}
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    write_atomically(path, save(copies, metadata))
+
+
+def load_state(path: Path, *, configuration: Mapping[str, Any]) -> TrainingState:
+    """Read a state file.
+
+    Args:
+        path: File that :func:`save_state` wrote.
+        configuration: The configuration of the run that is to go on.
+
+    Returns:
+        The state; :func:`restore_state` puts it into a model and its companions.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or no state of this version.
+        TrainingError: If the state belongs to a run with another configuration; the message names the key.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the training state: {error}", where=str(path)) from error
+    position, saved = _read_document(metadata.get(_METADATA_KEY), path)
+    difference = _first_difference(saved, configuration)
+    if difference is not None:
+        key, before, now = difference
+        raise TrainingError(
+            f"the saved training has another configuration: {key} was {before!r} and is now {now!r}",
+            where=str(path),
+            hint="restore the configuration, or start again without resuming",
+        )
+    return TrainingState(position=position, tensors=tensors, path=path)
+
+
+def restore_state(
+    state: TrainingState,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generators: Mapping[str, torch.Generator],
+) -> None:
+    """Put a saved state into a model, its optimizer and its generators, all freshly made.
+
+    Args:
+        state: What :func:`load_state` returned.
+        model: Receives every parameter and buffer.
+        optimizer: Receives its state for the parameters that had one.
+        generators: The generators that the state was saved with, by name.
+
+    Raises:
+        CheckpointError: If a tensor is missing, unexpected, of another shape or type, or not finite; all such
+            tensors are reported together.
+    """
+    expected = {f"{_MODEL}.{name}": tensor for name, tensor in model.state_dict().items()}
+    expected |= {f"{_GENERATOR}.{name}": generator.get_state() for name, generator in generators.items()}
+    parameters = dict(model.named_parameters())
+    entries = {name: tensor for name, tensor in state.tensors.items() if name.startswith(f"{_OPTIMIZER}.")}
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in entries.items():
+        _, key, parameter = name.split(".", 2) if name.count(".") >= 2 else ("", "", "")
+        if parameter in parameters and key in ("step", "exp_avg", "exp_avg_sq"):
+            expected[name] = tensor.new_zeros(()) if key == "step" else parameters[parameter]
+            moments.setdefault(parameter, {})[key] = tensor
+    for parameter, values in moments.items():
+        for key in {"step", "exp_avg", "exp_avg_sq"} - set(values):
+            expected[f"{_OPTIMIZER}.{key}.{parameter}"] = parameters[parameter]
+    problems = _compare(expected, state.tensors)
+    if problems:
+        raise CheckpointError(f"the training state does not fit: {'; '.join(problems)}", where=str(state.path))
+    model.load_state_dict({name: state.tensors[f"{_MODEL}.{name}"] for name in model.state_dict()})
+    optimizer.state.clear()
+    for parameter, values in moments.items():
+        optimizer.state[parameters[parameter]] = {key: value.clone() for key, value in values.items()}
+    for name, generator in generators.items():
+        try:
+            generator.set_state(state.tensors[f"{_GENERATOR}.{name}"])
+        except RuntimeError as error:
+            raise CheckpointError(f"{_GENERATOR}.{name} is no generator state", where=str(state.path)) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees either the old content or all of the new.
+
+    Raises:
+        OutputError: If the folder cannot be written to or is full; nothing is left behind.
+    """
+    # One fixed name: what a kill leaves behind is overwritten by the next attempt instead of piling up.
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
+
+
+def _read_document(text: str | None, path: Path) -> tuple[Position, Mapping[str, Any]]:
+    """Read position and configuration from the metadata."""
+    try:
+        document = json.loads(text or "null")
+        if document["schema"] != STATE_SCHEMA:
+            raise ValueError
+        position, configuration = document["position"], document["configuration"]
+        step, log_lines, accuracy = position["step"], position["log_lines"], position["float_accuracy"]
+        if any(type(count) is not int or count < 0 for count in (step, log_lines)):
+            raise ValueError
+        if not isinstance(accuracy, float | None):
+            raise TypeError
+        return Position(Phase(position["phase"]), step, log_lines, accuracy), dict(configuration)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"no training state of schema {STATE_SCHEMA}", where=str(path)) from error
+
+
+def _first_difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Find the first key, in sorted order, where two plain documents differ."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return None if before == now else (key, before, now)
+    for name in sorted({*before, *now}):
+        path = f"{key}.{name}" if key else str(name)
+        difference = _first_difference(before.get(name), now.get(name), path)
+        if difference is not None:
+            return difference
+    return None
+
+
+def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Describe every tensor that is missing, unexpected, mis-shaped, mistyped or not finite."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    for name, tensor in sorted(found.items()):
+        if name not in expected:
+            problems.append(f"{name} is unexpected")
+        elif tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            wanted = expected[name]
+            problems.append(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)} instead of {wanted.dtype} {tuple(wanted.shape)}"
+            )
+        elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            problems.append(f"{name} is not finite")
+    return problems

@@ -1,0 +1,158 @@
+"""Reading YAML files that people write into pydantic models, with errors that name file, line and key."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from eqdeploy.errors import EqDeployError, ProfileError
+
+#: Nobody writes a larger file by hand.
+MAXIMUM_BYTES = 1 << 20
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path, error: type[EqDeployError] = ProfileError) -> tuple[Any, yaml.Node | None]:
+    """Read a YAML document without running anything from it.
+
+    Args:
+        path: The file.
+        error: What to raise when it cannot be read.
+
+    Returns:
+        The document as plain data, and its syntax tree, which knows line numbers.
+
+    Raises:
+        EqDeployError: The given ``error``, if the file is missing, too large, not UTF-8 or not YAML.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAXIMUM_BYTES + 1)
+    except OSError as reason:
+        raise error(reason.strerror or "cannot be read", where=str(path)) from reason
+    if len(content) > MAXIMUM_BYTES:
+        raise error(f"larger than {MAXIMUM_BYTES >> 20} MiB", where=str(path))
+    try:
+        loader = yaml.SafeLoader(content.decode("utf-8"))
+        node = loader.get_single_node()
+        _refuse_repeated_keys(node)
+        return (None if node is None else loader.construct_document(node)), node
+    except UnicodeDecodeError as reason:
+        raise error("not a text file in UTF-8", where=str(path)) from reason
+    except yaml.MarkedYAMLError as reason:
+        mark = reason.problem_mark
+        where = str(path) if mark is None else f"{path}:{mark.line + 1}"
+        raise error(
+            ", ".join(filter(None, (reason.context, reason.problem))) or "not valid YAML", where=where
+        ) from reason
+    except (yaml.YAMLError, ValueError) as reason:
+        raise error(f"not valid YAML: {reason}", where=str(path)) from reason
+    except RecursionError as reason:
+        raise error("nested too deeply", where=str(path)) from reason
+
+
+def read_yaml_model(path: Path, model: type[Model], error: type[EqDeployError] = ProfileError) -> Model:
+    """Read a YAML file into a model.
+
+    Args:
+        path: The file; an empty one stands for ``{}``.
+        model: What it must look like.
+        error: What to raise when it does not.
+
+    Raises:
+        EqDeployError: The given ``error``, naming file, line and key of the first thing that is wrong.
+    """
+    document, node = read_yaml(path, error)
+    document = {} if document is None else document
+    if not isinstance(document, dict):
+        raise error("must hold keys and values", where=str(path))
+    try:
+        return model.model_validate(document)
+    except ValidationError as reason:
+        raise _explain(reason, path, node, tuple(model.model_fields), error) from reason
+
+
+def suggest(word: str, known: tuple[str, ...]) -> str | None:
+    """Suggest what a misspelt word may have meant.
+
+    >>> suggest("profile", ("profiles", "data"))
+    "did you mean 'profiles'?"
+    """
+    matches = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {matches[0]!r}?" if matches else None
+
+
+def line_of(node: yaml.Node | None, location: tuple[str | int, ...]) -> int | None:
+    """Line, counted from 1, of the innermost part of ``location`` that the syntax tree holds.
+
+    Args:
+        node: Syntax tree of the document.
+        location: Keys and indices from the root.
+    """
+    line = None
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            pairs = {key.value: (key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)}
+            if str(step) not in pairs:
+                break
+            key, node = pairs[str(step)]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _refuse_repeated_keys(root: yaml.Node | None) -> None:
+    """Refuse a key that occurs twice in one mapping; YAML itself would keep the last one silently.
+
+    Raises:
+        yaml.MarkedYAMLError: If there is one.
+    """
+    pending, visited = [root], set[int]()
+    while pending:
+        node = pending.pop()
+        if id(node) in visited:  # an alias, possibly to a node around it
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            pending.extend(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            pending.extend(value for _, value in node.value)
+            seen: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value!r} occurs twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+
+
+def _explain(
+    reason: ValidationError, path: Path, node: yaml.Node | None, known: tuple[str, ...], error: type[EqDeployError]
+) -> EqDeployError:
+    """Turn the first finding of pydantic into one of our errors."""
+    finding = reason.errors(include_url=False)[0]
+    location = finding["loc"]
+    key = ".".join(str(step) for step in location)
+    line = line_of(node, location)
+    where = f"{path}:{line}: {key}" if line else f"{path}: {key}"
+    if finding["type"] == "extra_forbidden":
+        name = str(location[-1])
+        hint = suggest(name, known) or f"known keys: {', '.join(known)}"
+        return error(f"unknown key {name!r}", where=where, hint=hint)
+    message = finding["msg"].removeprefix("Value error, ")
+    return error(f"{message[:1].lower()}{message[1:]}, got {_short(finding['input'])}", where=where)
+
+
+def _short(value: object) -> str:
+    """Show a value in few characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
