@@ -8,7 +8,6 @@ inputs give the same bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import stat
@@ -20,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as ModelError
 
 from eqdeploy import __version__
-from eqdeploy.errors import MissingDependencyError, OutputError, ValidationError
+from eqdeploy.errors import MissingDependencyError, ValidationError
+from eqdeploy.files import model_error, read_bounded, write_json
 
 MANIFEST_FILE = "manifest.json"
 
@@ -117,12 +117,7 @@ def write_manifest(directory: Path, provenance: Provenance) -> Manifest:
         versions=_versions(),
         files={name: _measure(directory / name) for name in _list_files(directory)},
     )
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    path = directory / MANIFEST_FILE
-    try:
-        path.write_bytes(text.encode("utf-8"))
-    except OSError as reason:
-        raise OutputError(reason.strerror or "cannot be written", where=str(path)) from reason
+    write_json(directory / MANIFEST_FILE, manifest.model_dump(mode="json"), sort_keys=True)
     return manifest
 
 
@@ -133,25 +128,12 @@ def read_manifest(directory: Path) -> Manifest:
         ValidationError: If it is missing or not a manifest of this layout.
     """
     path = directory / MANIFEST_FILE
+    if not path.is_file():
+        raise ValidationError("not an artifact of eqdeploy", where=str(directory), hint=f"it holds no {MANIFEST_FILE}")
     try:
-        with path.open("rb") as stream:
-            content = stream.read(MAXIMUM_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError) as reason:
-        raise ValidationError(
-            "not an artifact of eqdeploy", where=str(directory), hint=f"it holds no {MANIFEST_FILE}"
-        ) from reason
-    except OSError as reason:
-        raise ValidationError(reason.strerror or "cannot be read", where=str(path)) from reason
-    if len(content) > MAXIMUM_BYTES:
-        raise ValidationError(f"larger than {MAXIMUM_BYTES >> 20} MiB", where=str(path))
-    try:
-        return Manifest.model_validate_json(content)
+        return Manifest.model_validate_json(read_bounded(path, MAXIMUM_BYTES, ValidationError))
     except ModelError as reason:
-        finding = reason.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(step) for step in finding["loc"])
-        raise ValidationError(
-            f"not a manifest: {finding['msg']}", where=f"{path}: {key}" if key else str(path)
-        ) from reason
+        raise model_error(reason, "a manifest", str(path), ValidationError) from reason
 
 
 def verify_manifest(directory: Path) -> Manifest:

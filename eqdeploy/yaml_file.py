@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from eqdeploy.errors import EqDeployError, ProfileError
+from eqdeploy.files import read_bounded
 
 #: Nobody writes a larger file by hand.
 MAXIMUM_BYTES = 1 << 20
@@ -30,13 +31,7 @@ def read_yaml(path: Path, error: type[EqDeployError] = ProfileError) -> tuple[An
     Raises:
         EqDeployError: The given ``error``, if the file is missing, too large, not UTF-8 or not YAML.
     """
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAXIMUM_BYTES + 1)
-    except OSError as reason:
-        raise error(reason.strerror or "cannot be read", where=str(path)) from reason
-    if len(content) > MAXIMUM_BYTES:
-        raise error(f"larger than {MAXIMUM_BYTES >> 20} MiB", where=str(path))
+    content = read_bounded(path, MAXIMUM_BYTES, error)
     try:
         loader = yaml.SafeLoader(content.decode("utf-8"))
         node = loader.get_single_node()

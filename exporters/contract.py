@@ -8,7 +8,6 @@ the entry point group ``eqdeploy.exporters``; ``eqdeploy.testing.ExporterContrac
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -231,7 +230,7 @@ def _load(entry: EntryPoint) -> object:
     """Import an entry point and call it without arguments."""
     where = f"entry point {ENTRY_POINT_GROUP}: {entry.name}"
     try:
-        factory = getattr(importlib.import_module(entry.module), entry.attr)
+        factory = entry.load()
     except ImportError as error:
         raise MissingDependencyError(f"cannot import {entry.module}: {error}", where=where) from error
     except AttributeError as error:

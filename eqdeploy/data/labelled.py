@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eqdeploy.errors import DataError
+from eqdeploy.errors import DataError, UsageError
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 #: Largest class index that a file may name; the class names are held in a tuple.
 MAX_CLASSES = 100_000
@@ -79,17 +82,20 @@ class LabelledImages:
 def spread_indices(total: int, count: int | None) -> NDArray[np.int64]:
     """``count`` ascending indices evenly spread over ``range(total)``; all of them for None or ``count > total``.
 
+    Raises:
+        UsageError: If ``count`` is not positive.
+
     >>> spread_indices(10, 4).tolist()
     [0, 2, 5, 7]
     """
     if count is None or count >= total:
         return np.arange(total, dtype=np.int64)
     if count < 1:
-        raise DataError(f"{count} images asked for", hint="ask for at least one")
+        raise UsageError(f"{count} images asked for", hint="ask for at least one")
     return np.arange(count, dtype=np.int64) * total // count
 
 
-def batches[T: np.generic](images: NDArray[T], size: int) -> Iterator[NDArray[T]]:
+def batches(images: NDArray[_Scalar], size: int) -> Iterator[NDArray[_Scalar]]:
     """Consecutive slices of ``size`` images along the first axis; the last one may be shorter.
 
     Raises:

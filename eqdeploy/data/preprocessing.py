@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -14,6 +14,7 @@ from eqdeploy.errors import CheckpointError, DataError
 
 _MAX_SIDE = 16_384
 _MAX_CHANNELS = 64
+_LARGEST = 1e30  # far from the ends of float32, so that no field becomes infinite or zero there
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,16 @@ class Preprocessing:
     resize_shorter_side: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.image_size, tuple) or len(self.image_size) != 2:
-            raise ValueError(f"image_size must be (height, width), not {self.image_size!r}")
+        _require_tuple("image_size", self.image_size, 2)
         for side in self.image_size:
             _require_integer("image_size", side, _MAX_SIDE)
         _require_integer("channels", self.channels, _MAX_CHANNELS)
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if not isinstance(values, tuple) or len(values) != self.channels:
-                raise ValueError(f"{name} must hold one number for each of {self.channels} channels, not {values!r}")
+            _require_tuple(name, values, self.channels)
             for value in values:
                 _require_number(name, value)
         _require_number("scale", self.scale)
-        if self.scale <= 0 or any(value <= 0 for value in self.std):
+        if min(self.scale, *self.std) < 1 / _LARGEST:
             raise ValueError("scale and std must be positive")
         if self.resize_shorter_side is not None:
             _require_integer("resize_shorter_side", self.resize_shorter_side, _MAX_SIDE)
@@ -112,7 +111,7 @@ class Preprocessing:
         unknown = sorted(str(key) for key in data if key not in names)
         missing = [name for name in names if name not in data]
         if unknown or missing:
-            problem = f"unknown key {unknown[0]!r}" if unknown else f"key {missing[0]!r} is missing"
+            problem = f"unknown key {reprlib.repr(unknown[0])}" if unknown else f"key {missing[0]!r} is missing"
             raise CheckpointError(problem, where=where, hint=f"the keys are {', '.join(names)}")
         try:
             return Preprocessing(
@@ -132,13 +131,19 @@ def _as_tuple(value: object) -> Any:
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
+def _require_tuple(name: str, value: object, length: int) -> None:
+    """Refuse what is not a tuple of that length."""
+    if not isinstance(value, tuple) or len(value) != length:
+        raise ValueError(f"{name} must hold {length} numbers, not {reprlib.repr(value)}")
+
+
 def _require_integer(name: str, value: object, maximum: int) -> None:
     """Refuse what is not an integer from 1 to ``maximum``; True is no integer here."""
     if type(value) is not int or not 1 <= value <= maximum:
-        raise ValueError(f"{name} must hold integers from 1 to {maximum}, not {value!r}")
+        raise ValueError(f"{name} must hold integers from 1 to {maximum}, not {reprlib.repr(value)}")
 
 
 def _require_number(name: str, value: object) -> None:
     """Refuse what is not a finite number."""
-    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
-        raise ValueError(f"{name} must hold finite numbers, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise ValueError(f"{name} must hold finite numbers, not {reprlib.repr(value)}")

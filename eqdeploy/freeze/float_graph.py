@@ -160,7 +160,8 @@ def _plain(module: nn.Module, *, with_bias: bool) -> nn.Module:
     if kind is not None:
         plain.__class__ = kind
         if with_bias and getattr(module, "bias", None) is None:
-            channels = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
+            channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            assert isinstance(channels, int)
             plain.bias = nn.Parameter(torch.zeros(channels))
     return plain
 

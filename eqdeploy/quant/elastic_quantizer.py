@@ -16,6 +16,10 @@ from eqdeploy.quant.initialize import minimize_error, subsample
 #: Scales stay inside [2^-60, 2^60]: normal float32 numbers whose products with each other are normal too.
 _LARGEST_EXPONENT = 60.0
 
+#: Values over which the scales of all channels together are searched, and the fewest per channel.
+_MAXIMUM_VALUES_PER_FORM = 1 << 17
+_MINIMUM_ROW = 128
+
 
 class ElasticQuantizer(nn.Module):
     """Fake-quantizes a tensor in the active form; without one it passes the tensor through.
@@ -101,7 +105,8 @@ class ElasticQuantizer(nn.Module):
         for form in self.forms:
             if form.granularity is Granularity.PER_CHANNEL:
                 if rows is None:
-                    rows = subsample(values.movedim(self.axis, 0).reshape(self.channels, -1).float(), 1 << 10)
+                    rows = values.movedim(self.axis, 0).reshape(self.channels, -1).float()
+                    rows = subsample(rows, max(_MINIMUM_ROW, _MAXIMUM_VALUES_PER_FORM // self.channels))
                 scale, zero_point = minimize_error(rows, form)
             else:
                 scale, zero_point = (number[0] for number in minimize_error(whole, form))

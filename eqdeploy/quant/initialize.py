@@ -11,6 +11,8 @@ from eqdeploy.quant.affine import dequantize, quantize
 from eqdeploy.quant.form import Form, Symmetry
 
 _COARSE_STEPS = 24
+#: One end of an asymmetric range is searched after both together were: fewer steps do.
+_ONE_END_STEPS = 10
 _REFINE_STEPS = 8
 _SMALLEST_RATIO = 0.04
 #: Enough values to place a scale within a fraction of a percent; more only costs time.
@@ -93,8 +95,8 @@ def _search_asymmetric(values: Tensor, low: Tensor, high: Tensor, form: Form) ->
         return _error(values, *numbers(low_ratio, high_ratio), form)
 
     both = _search_ratio(lambda ratio: error_of(ratio, ratio), low)
-    low_ratio = _search_ratio(lambda ratio: error_of(ratio, both), low)
-    high_ratio = _search_ratio(lambda ratio: error_of(low_ratio, ratio), low)
+    low_ratio = _search_ratio(lambda ratio: error_of(ratio, both), low, _ONE_END_STEPS)
+    high_ratio = _search_ratio(lambda ratio: error_of(low_ratio, ratio), low, _ONE_END_STEPS)
     candidates = [(both, both), (low_ratio, both), (low_ratio, high_ratio)]
     errors = torch.stack([error_of(*candidate) for candidate in candidates])
     best = errors.argmin(dim=0)
@@ -103,12 +105,12 @@ def _search_asymmetric(values: Tensor, low: Tensor, high: Tensor, form: Form) ->
     return numbers(chosen_low, chosen_high)
 
 
-def _search_ratio(error_at: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+def _search_ratio(error_at: Callable[[Tensor], Tensor], like: Tensor, coarse_steps: int = _COARSE_STEPS) -> Tensor:
     """Minimize ``error_at(ratio)`` per row over ratios in (0, 1.1], coarsely and then finely."""
     best_ratio = torch.ones_like(like)
     best_error = torch.full_like(like, torch.inf)
-    step = (1.1 - _SMALLEST_RATIO) / _COARSE_STEPS
-    for index in range(_COARSE_STEPS + 1):
+    step = (1.1 - _SMALLEST_RATIO) / coarse_steps
+    for index in range(coarse_steps + 1):
         best_ratio, best_error = _keep_better(
             error_at, torch.full_like(like, 1.1 - index * step), best_ratio, best_error
         )

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter
 from pydantic import ValidationError as ModelError
 
-from eqdeploy.errors import AccuracyError, EqDeployError, OutputError, ParityError, ValidationError
+from eqdeploy.errors import AccuracyError, EqDeployError, ParityError, ValidationError
+from eqdeploy.files import model_error, read_bounded, write_json
 from eqdeploy.manifest import Provenance
 from eqdeploy.plan import BatchNormFolding, BiasFormat, Coverage, DevicePlan, EncodingSource
 from eqdeploy.quantized_model import FoldedLayer
@@ -285,11 +286,7 @@ class ArtifactReport(_Model):
             verdict = document.pop("verdict", None)
             report = ArtifactReport.model_validate_json(json.dumps(document))
         except ModelError as reason:
-            finding = reason.errors(include_url=False, include_input=False)[0]
-            key = ".".join(str(step) for step in finding["loc"])
-            raise ValidationError(
-                f"not a report: {finding['msg']}", where=f"{where}: {key}" if key else where
-            ) from reason
+            raise model_error(reason, "a report", where, ValidationError) from reason
         if verdict != report.verdict:
             raise ValidationError(
                 f"the levels add up to {str(report.verdict)!r}, not to {verdict!r}", where=f"{where}: verdict"
@@ -304,11 +301,7 @@ def write_report(directory: Path, report: ArtifactReport) -> Path:
         OutputError: If the file cannot be written.
     """
     path = directory / REPORT_FILE
-    text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        path.write_bytes(text.encode("utf-8"))
-    except OSError as reason:
-        raise OutputError(reason.strerror or "cannot be written", where=str(path)) from reason
+    write_json(path, report.to_json())
     return path
 
 
@@ -319,14 +312,7 @@ def read_report(directory: Path) -> ArtifactReport:
         ValidationError: If the file is missing or is not a report.
     """
     path = directory / REPORT_FILE
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAXIMUM_BYTES + 1)
-    except OSError as reason:
-        raise ValidationError(reason.strerror or "cannot be read", where=str(path)) from reason
-    if len(content) > MAXIMUM_BYTES:
-        raise ValidationError(f"larger than {MAXIMUM_BYTES >> 20} MiB", where=str(path))
-    return ArtifactReport.from_json(content, where=str(path))
+    return ArtifactReport.from_json(read_bounded(path, MAXIMUM_BYTES, ValidationError), where=str(path))
 
 
 def report_json_schema() -> dict[str, Any]:

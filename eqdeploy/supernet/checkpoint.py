@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from eqdeploy.data.augmentation import Augmentation
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import CheckpointError, EqDeployError, OutputError
 from eqdeploy.network import ElasticSpace
@@ -54,6 +55,13 @@ class SpaceMetadata(_Part):
     boundary_bits: int
 
 
+class AugmentationMetadata(_Part):
+    """An :class:`~eqdeploy.data.augmentation.Augmentation` as plain data."""
+
+    shift: int
+    flip: bool
+
+
 class CheckpointMetadata(_Part):
     """What a checkpoint says about itself.
 
@@ -65,6 +73,7 @@ class CheckpointMetadata(_Part):
         classes: Class names, in the order of the outputs.
         space: Forms that the supernet is trained for.
         preprocessing: How images become inputs.
+        augmentation: How training images were varied; BatchNorm is calibrated on images varied likewise.
         provenance: How the supernet was made, for people.
     """
 
@@ -75,6 +84,7 @@ class CheckpointMetadata(_Part):
     classes: list[str]
     space: SpaceMetadata
     preprocessing: dict[str, Any]
+    augmentation: AugmentationMetadata
     provenance: dict[str, Scalar]
 
 
@@ -85,6 +95,7 @@ class Checkpoint:
     supernet: Supernet
     metadata: CheckpointMetadata
     preprocessing: Preprocessing
+    augmentation: Augmentation
 
 
 def metadata_of(
@@ -92,6 +103,7 @@ def metadata_of(
     *,
     architecture: ArchitectureReference,
     preprocessing: Preprocessing,
+    augmentation: Augmentation,
     classes: tuple[str, ...],
     provenance: Mapping[str, Scalar],
 ) -> CheckpointMetadata:
@@ -109,6 +121,7 @@ def metadata_of(
             boundary_bits=space.boundary_bits,
         ),
         preprocessing=preprocessing.to_json(),
+        augmentation=AugmentationMetadata(shift=augmentation.shift, flip=augmentation.flip),
         provenance=dict(provenance),
     )
 
@@ -168,6 +181,7 @@ def load_checkpoint(
     try:
         space = _space(metadata.space)
         preprocessing = Preprocessing.from_json(metadata.preprocessing, where=f"{path}: preprocessing")
+        augmentation = Augmentation(shift=metadata.augmentation.shift, flip=metadata.augmentation.flip)
         float_model = _float_model(metadata.architecture, build) if model is None else model
         supernet = Supernet.from_float(float_model, torch.zeros((2, *metadata.input_shape)), space)
     except CheckpointError:
@@ -177,7 +191,7 @@ def load_checkpoint(
     _check_tensors(supernet.graph_module.state_dict(), tensors, path)
     supernet.graph_module.load_state_dict(tensors)
     supernet.eval()
-    return Checkpoint(supernet, metadata, preprocessing)
+    return Checkpoint(supernet, metadata, preprocessing, augmentation)
 
 
 def _read(path: Path, action: Callable[[Any], Any]) -> Any:

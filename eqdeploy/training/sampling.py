@@ -76,7 +76,9 @@ def sample_subnet(network: NetworkDescription, generator: torch.Generator, *, bi
         weights=tuple(
             (
                 layer.name,
-                space.weight_form(space.boundary_bits if layer.name in boundary_layers else width, granularity, symmetry),
+                space.weight_form(
+                    space.boundary_bits if layer.name in boundary_layers else width, granularity, symmetry
+                ),
             )
             for layer, width, granularity, symmetry in weight_choices
         ),

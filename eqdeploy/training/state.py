@@ -89,7 +89,7 @@ def save_state(
     Raises:
         OutputError: If the file cannot be written.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"{_MODEL}.{name}": tensor for name, tensor in model.state_dict().items()}
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():

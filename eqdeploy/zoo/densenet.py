@@ -60,9 +60,7 @@ class DenseNet(nn.Module):
         order: Order of convolution, BatchNorm and ReLU.
     """
 
-    def __init__(
-        self, *, width: int, growth: int, depth: int, classes: int, input_channels: int, order: Order
-    ) -> None:
+    def __init__(self, *, width: int, growth: int, depth: int, classes: int, input_channels: int, order: Order) -> None:
         super().__init__()
         post_activation = order == "conv-bn-relu"
         stem = nn.Conv2d(input_channels, width, 3, padding=1, bias=False)

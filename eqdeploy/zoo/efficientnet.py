@@ -129,9 +129,7 @@ class EfficientNet(nn.Module):
             for position in range(repeats):
                 stride = stage_stride if position == 0 and not (small_images and index == 1) else 1
                 drop = drop_path * done / blocks
-                stage.append(
-                    MBConv(channels, outputs, kernel=kernel, stride=stride, expansion=expansion, drop=drop)
-                )
+                stage.append(MBConv(channels, outputs, kernel=kernel, stride=stride, expansion=expansion, drop=drop))
                 channels, done = outputs, done + 1
             features.append(nn.Sequential(*stage))
         features.append(conv_bn_act(channels, 4 * channels, kernel=1, activation=nn.SiLU))

@@ -80,9 +80,7 @@ def timm_builder(name: str) -> Callable[..., nn.Module]:
 
     @validate_call(config=STRICT)
     def builder(*, classes: Classes = 1000, input_channels: Channels = 3) -> nn.Module:
-        model: nn.Module = timm.create_model(
-            name, pretrained=False, num_classes=classes, in_chans=input_channels
-        )
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=input_channels)
         return model
 
     return builder

@@ -175,6 +175,4 @@ def cifar_resnet20(*, width: Width = 16, classes: Classes = 10, input_channels: 
     Where the shape changes the shortcut is a 1x1 convolution with BatchNorm (option B of the paper), which every
     integer runtime has; option A (subsampling and zero padding of channels) is not offered.
     """
-    return ResNet(
-        BasicBlock, (3, 3, 3), width=width, classes=classes, input_channels=input_channels, small_images=True
-    )
+    return ResNet(BasicBlock, (3, 3, 3), width=width, classes=classes, input_channels=input_channels, small_images=True)

@@ -1,0 +1,147 @@
+"""The one place where errors become a line and an exit code, and answers become text or JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+from eqdeploy.cli.failures import BROKEN_PIPE, INTERRUPTED, TERMINATED, Failure, explain
+from eqdeploy.cli.session import Answer, Session
+from eqdeploy.errors import OutputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SCHEMA_VERSION = 1
+
+#: Width of tables that nobody watches: wide enough to keep a row on a line.
+_FILE_WIDTH = 1000
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.stdout, sys.stderr = _usable(sys.stdout), _usable(sys.stderr)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Arguments of the program, without its name.
+
+    Returns:
+        The exit code.
+    """
+    session = Session.of(arguments)
+    try:
+        return _run(list(arguments), session)
+    except BrokenPipeError:
+        # The reader has gone; keep the interpreter from complaining about it when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (Exception, KeyboardInterrupt) as error:  # the boundary: no traceback reaches a user who did not ask
+        if session.debug:
+            traceback.print_exc()
+        return _fail(session, explain(error))
+
+
+def _run(arguments: list[str], session: Session) -> int:
+    """Run one command and show its answer; errors are left to the caller."""
+    from eqdeploy.cli.application import application
+
+    answer = application(arguments, prog_name="eqdeploy", standalone_mode=False, obj=session)
+    if answer == INTERRUPTED:  # typer swallows the exception
+        raise KeyboardInterrupt
+    if not isinstance(answer, Answer):
+        return answer if isinstance(answer, int) else 0
+    failure = explain(answer.failure) if answer.failure is not None else None
+    try:
+        _write_document(session, failure, answer.result)
+        if session.json_target != "-":
+            _print(answer.view())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = error.filename or "standard output"
+        raise OutputError(error.strerror or "cannot be written to", where=str(where)) from error
+    if failure is None:
+        return 0
+    sys.stderr.write(failure.line + "\n")
+    return failure.exit_code
+
+
+def _fail(session: Session, failure: Failure) -> int:
+    """Show a failure that left no answer."""
+    sys.stderr.write(failure.line + "\n")
+    try:
+        _write_document(session, failure, None)
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stderr.write(explain(error).line + "\n")
+    return failure.exit_code
+
+
+def _write_document(session: Session, failure: Failure | None, result: Any) -> None:
+    """Write the JSON document if one was asked for.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    if session.json_target is None:
+        return
+    document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "command": session.command,
+        "exit_code": failure.exit_code if failure is not None else 0,
+    }
+    if failure is not None:
+        document["error"] = failure.to_json()
+    if result is not None:
+        document["result"] = result
+    text = json.dumps(document, indent=2) + "\n"
+    if session.json_target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(session.json_target).write_text(text, encoding="utf-8")
+
+
+def _print(view: RenderableType) -> None:
+    """Print to standard output; with colours only where a person watches."""
+    from rich.console import Console
+
+    from eqdeploy.cli.progress import is_terminal
+
+    if is_terminal(sys.stdout.isatty()):
+        Console(markup=False, highlight=False, emoji=False).print(view)
+        return
+    console = Console(
+        width=_FILE_WIDTH, force_terminal=False, no_color=True, markup=False, highlight=False, emoji=False
+    )
+    with console.capture() as capture:
+        console.print(view)
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+
+
+def _usable(stream: TextIO | None) -> TextIO:
+    """Make a standard stream accept any text: it may be closed, or of an encoding that lacks a letter."""
+    if stream is None:
+        return Path(os.devnull).open("w", encoding="utf-8")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End at a termination signal as at an error, so that nothing half-written is left."""
+    raise SystemExit(TERMINATED)

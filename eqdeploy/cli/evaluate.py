@@ -1,0 +1,50 @@
+"""``eqdeploy eval``: accuracy on labelled data."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eqdeploy.cli import options
+from eqdeploy.cli.session import Answer, Session
+
+
+def evaluate(
+    context: typer.Context,
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR|FILE]", help="Artifact or ONNX file; without it the supernet is evaluated."),
+    ] = None,
+    profile: options.Profile = None,
+    supernet: options.Supernet = None,
+    model: options.Model = None,
+    data: options.Data = None,
+    subnet: options.Subnet = None,
+    min_accuracy: options.MinAccuracy = None,
+    max_drop: options.MaxDrop = None,
+    seed: options.Seed = None,
+    json_target: options.JsonTarget = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> Answer:
+    """Measure top-1 accuracy on labelled data.
+
+    Evaluates an exported model, the subnet of a profile or of a file, or else the float model.
+    """
+    session: Session = context.obj
+    with session.working() as progress:
+        from eqdeploy import pipeline
+        from eqdeploy.project import load_project
+
+        settings = load_project(Path.cwd()).override(
+            supernet=supernet, model=model, data=data, min_accuracy=min_accuracy, max_drop=max_drop, seed=seed
+        )
+        request = settings.evaluate_request(target=target, profile=profile, subnet=subnet)
+        result = pipeline.evaluate(request, progress)
+    from eqdeploy.cli import views
+
+    return Answer(result.to_json(), partial(views.view_evaluation, result), result.failure)

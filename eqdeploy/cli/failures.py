@@ -1,0 +1,86 @@
+"""Every way in which a run can fail, as one line and one exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from eqdeploy.errors import EqDeployError, OutputError, UsageError
+from eqdeploy.text import printable
+
+INTERNAL_ERROR = 70
+INTERRUPTED = 130
+TERMINATED = 143
+BROKEN_PIPE = 141
+
+#: Failures of the file system that a user can mend.
+_OUTPUT_ERRORS = frozenset(
+    {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EPERM, errno.EROFS}
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure as it is shown.
+
+    Attributes:
+        kind: Class of the error, e.g. ``"ProfileError"``.
+        message: What is wrong.
+        where: What the message is about.
+        hint: What would be right.
+        exit_code: Exit status of the program.
+    """
+
+    kind: str
+    message: str
+    where: str | None
+    hint: str | None
+    exit_code: int
+
+    @property
+    def line(self) -> str:
+        """The whole failure on one line: ``error: where: message (hint)``."""
+        text = self.message if self.where is None else f"{self.where}: {self.message}"
+        text = text if self.hint is None else f"{text} ({self.hint})"
+        return printable(" ".join(f"error: {text}".split()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"type": self.kind, "message": self.message, "where": self.where, "hint": self.hint}
+
+
+def explain(error: BaseException) -> Failure:
+    """Explain an error to the user.
+
+    Args:
+        error: Anything that was raised.
+    """
+    if isinstance(error, EqDeployError):
+        return Failure(type(error).__name__, error.message, error.where, error.hint, error.exit_code)
+    if isinstance(error, typer.TyperException):
+        return _explain_usage(error)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Failure("Interrupted", "interrupted", None, None, INTERRUPTED)
+    if isinstance(error, OSError) and error.errno is not None:
+        return _explain_system(error)
+    text = f"internal error: {type(error).__name__}: {error}"
+    return Failure("InternalError", text, None, "show the traceback with --debug and report it", INTERNAL_ERROR)
+
+
+def _explain_usage(error: typer.TyperException) -> Failure:
+    """Explain a wrong command line."""
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    hint = f"see '{context.command_path} --help'" if context is not None else None
+    return Failure(UsageError.__name__, message[:1].lower() + message[1:], None, hint, UsageError.exit_code)
+
+
+def _explain_system(error: OSError) -> Failure:
+    """Explain a failure of the file system that no other code explained."""
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+    kind = OutputError if error.errno in _OUTPUT_ERRORS else UsageError
+    return Failure(kind.__name__, error.strerror or str(error), where, None, kind.exit_code)

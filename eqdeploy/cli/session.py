@@ -1,0 +1,82 @@
+"""What all commands share: the options of every command, and what a command answers."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eqdeploy.errors import EqDeployError
+from eqdeploy.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command answers.
+
+    Attributes:
+        result: The answer as plain JSON data.
+        view: Lays the answer out for a terminal; called only when it is shown.
+        failure: What the answer tells to have failed, e.g. a gate that was missed.
+    """
+
+    result: Any
+    view: Callable[[], RenderableType]
+    failure: EqDeployError | None = None
+
+
+@dataclass
+class Session:
+    """One run of the command line, filled in while its options are read.
+
+    Attributes:
+        json_target: Where the JSON document goes: a path, ``-`` for standard output, None for nowhere.
+        quiet: Whether progress and notes are suppressed.
+        verbose: Whether details are shown.
+        debug: Whether an error is shown with its traceback.
+        command: Command that is run, e.g. ``"profiles list"``.
+    """
+
+    json_target: str | None = None
+    quiet: bool = False
+    verbose: bool = False
+    debug: bool = False
+    command: str | None = None
+
+    @staticmethod
+    def of(arguments: Sequence[str]) -> Session:
+        """Find what even a wrong command line says about how its error is shown.
+
+        Args:
+            arguments: Arguments of the program.
+        """
+        session = Session(debug="--debug" in arguments)
+        for position, argument in enumerate(arguments):
+            if argument == "--json" and position + 1 < len(arguments):
+                session.json_target = arguments[position + 1]
+            elif argument.startswith("--json="):
+                session.json_target = argument.removeprefix("--json=")
+        return session
+
+    @contextmanager
+    def working(self) -> Iterator[Progress]:
+        """Open a context for library calls: whatever they print goes to standard error.
+
+        Yields:
+            The listener to hand to them.
+        """
+        from eqdeploy.cli.progress import make_progress
+
+        level = logging.INFO if self.debug else logging.WARNING if self.verbose else logging.ERROR
+        logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            if not (self.verbose or self.debug or sys.warnoptions):
+                warnings.simplefilter("ignore")
+            yield make_progress(quiet=self.quiet, verbose=self.verbose or self.debug)

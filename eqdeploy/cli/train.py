@@ -1,0 +1,49 @@
+"""``eqdeploy train``: train a supernet from a configuration."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eqdeploy.cli import options
+from eqdeploy.cli.session import Answer, Session
+from eqdeploy.requests import TrainRequest
+
+
+def train(
+    context: typer.Context,
+    configuration: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="Training configuration, e.g. digits, the one that is shipped.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="DIR", help="Folder that receives the checkpoint and the log.")
+    ] = Path("build/supernet"),
+    model: options.Model = None,
+    data: options.Data = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, help="Seed of every random choice. [default: the configuration's]"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
+    force: options.Force = False,
+    json_target: options.JsonTarget = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> Answer:
+    """Train an elastic supernet.
+
+    One set of weights serves every form of its space.
+    """
+    session: Session = context.obj
+    request = TrainRequest(configuration, out, model=model, data=data, seed=seed, resume=resume, force=force)
+    with session.working() as progress:
+        from eqdeploy import pipeline
+
+        result = pipeline.train(request, progress)
+    from eqdeploy.cli import views
+
+    return Answer(result.to_json(), partial(views.view_training, result))

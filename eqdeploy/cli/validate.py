@@ -1,0 +1,44 @@
+"""``eqdeploy validate``: prove an artifact again from its files."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eqdeploy.cli import options
+from eqdeploy.cli.session import Answer, Session
+
+
+def validate(
+    context: typer.Context,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the artifact.")],
+    supernet: options.Supernet = None,
+    model: options.Model = None,
+    data: options.Data = None,
+    min_accuracy: options.MinAccuracy = None,
+    max_drop: options.MaxDrop = None,
+    seed: options.Seed = None,
+    json_target: options.JsonTarget = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> Answer:
+    """Prove an artifact again from its files.
+
+    Checks its files, its numbers, the integers that the runtime computes, and the accuracy.
+    """
+    session: Session = context.obj
+    with session.working() as progress:
+        from eqdeploy import pipeline
+        from eqdeploy.project import load_project
+
+        settings = load_project(Path.cwd()).override(
+            supernet=supernet, model=model, data=data, min_accuracy=min_accuracy, max_drop=max_drop, seed=seed
+        )
+        report = pipeline.validate_artifact(directory, settings.validate_request(), progress)
+    from eqdeploy.report.view import view_report
+
+    return Answer(report.to_json(), partial(view_report, report, verbose=session.verbose), report.failure())

@@ -1,0 +1,94 @@
+"""Answers as a person reads them in a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import yaml
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from eqdeploy.inspection import Inspection
+from eqdeploy.report import PlanSummary
+from eqdeploy.report.tables import make_table, show
+from eqdeploy.report.view import view_plan, view_report
+from eqdeploy.results import AccuracyRow, EvaluationResult, ExportResult, ResolvedPlan, TrainingResult
+from eqdeploy.text import byte_count, printable
+
+_MOST_ROWS = 30
+_LONGEST_TEXT = 160
+
+
+def view_exports(results: Sequence[ExportResult], *, verbose: bool) -> RenderableType:
+    """Lay out the reports of artifacts, each with its folder."""
+    parts: list[RenderableType] = []
+    for result in results:
+        parts += [view_report(result.report, verbose=verbose), Text(f"written to {printable(str(result.directory))}")]
+    return Group(*parts)
+
+
+def view_resolved(resolved: ResolvedPlan) -> RenderableType:
+    """Lay out a plan with its averages."""
+    head = (
+        f"{resolved.plan.profile} for {resolved.supernet}: weights {resolved.average_weight_bits:.2f} bits, "
+        f"activations {resolved.average_activation_bits:.2f} bits on average"
+    )
+    return Group(Text(printable(head)), *view_plan(PlanSummary.of(resolved.plan)))
+
+
+def view_evaluation(result: EvaluationResult) -> RenderableType:
+    """Lay out accuracies."""
+    return Group(Text(printable(f"top-1 accuracy on {result.data}")), _accuracies(result.rows))
+
+
+def view_training(result: TrainingResult) -> RenderableType:
+    """Lay out what training left."""
+    return Group(
+        Text(printable(f"trained for {result.epochs} epochs: {result.checkpoint} (log {result.log})")),
+        _accuracies(result.rows),
+    )
+
+
+def view_inspection(inspection: Inspection, *, verbose: bool) -> RenderableType:
+    """Lay out what a file holds; long lists and texts are cut unless ``verbose``."""
+    facts = [(name, _cut(_plain(value), verbose)) for name, value in inspection.facts.items()]
+    parts: list[RenderableType] = [
+        Text(printable(f"{inspection.path}: {inspection.kind}, {byte_count(inspection.size)}")),
+        make_table(("", ""), facts),
+    ]
+    for table in inspection.tables:
+        rows = table.rows if verbose else table.rows[:_MOST_ROWS]
+        if rows:
+            parts.append(make_table(table.columns, rows, title=table.title))
+        if len(rows) < len(table.rows):
+            parts.append(Text(f"... and {len(table.rows) - len(rows)} more; -v shows all"))
+    return Group(*parts)
+
+
+def _plain(value: object) -> str:
+    """Write a value on one line; nested ones as JSON."""
+    return json.dumps(value) if isinstance(value, dict | list) else show(value)
+
+
+def _cut(text: str, verbose: bool) -> str:
+    """Cut a long text."""
+    return text if verbose or len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+
+
+def view_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> RenderableType:
+    """Lay out plain rows."""
+    return make_table(columns, ([row[column] for column in columns] for row in rows))
+
+
+def view_yaml(document: Mapping[str, object]) -> RenderableType:
+    """Lay out plain data as YAML."""
+    return Text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100).rstrip("\n"))
+
+
+def _accuracies(rows: Sequence[AccuracyRow]) -> RenderableType:
+    """One row per network."""
+    return make_table(
+        ("network", "accuracy", "correct", "images"),
+        ((row.name, f"{row.accuracy:.2%}", row.correct, row.images) for row in rows),
+    )

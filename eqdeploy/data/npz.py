@@ -1,0 +1,192 @@
+"""Data sets in NumPy archives: plain arrays, or JPEG files packed one after another.
+
+Archives are untrusted: no pickles, and each array's declared size is checked before memory is taken.
+"""
+
+from __future__ import annotations
+
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from eqdeploy.data.images import decode, empty_images, fit_images
+from eqdeploy.data.labelled import MAX_CLASSES, UNLABELLED, LabelledImages, spread_indices
+from eqdeploy.data.preprocessing import Preprocessing
+from eqdeploy.errors import DataError
+
+#: Largest array that is read, enough for 50,000 colour images of 224x224.
+MAX_ARRAY_BYTES = 8 << 30
+
+_ARRAYS = ("images", "labels", "classes", "jpeg", "offsets")
+
+#: What zipfile, zlib and numpy raise on damaged, encrypted or oversized archives.
+_ARCHIVE_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    tokenize.TokenError,
+)
+
+_LAYOUT_HINT = "an archive holds 'images' and 'labels', or 'jpeg', 'offsets', 'labels' and 'classes'"
+
+
+def read_arrays(file: Path | IO[bytes], names: Sequence[str], *, where: str) -> dict[str, NDArray[Any]]:
+    """Read arrays from a ``.npz`` archive.
+
+    Args:
+        file: The archive.
+        names: Arrays to read; those that the archive lacks are left out, all others in it are not touched.
+        where: Name of the archive for error messages.
+
+    Raises:
+        DataError: If it is no intact archive of arrays, holds Python objects or an oversized array.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            present = set(archive.namelist())
+            return {name: _read_array(archive, name, where=where) for name in names if f"{name}.npy" in present}
+    except _ARCHIVE_ERRORS as error:
+        raise DataError(f"not a readable .npz archive: {error}", where=where) from error
+
+
+def read_npz(path: Path, *, preprocessing: Preprocessing, limit: int | None) -> LabelledImages:
+    """Read a data set from an archive in either layout.
+
+    ``images`` is (N, H, W), (N, C, H, W) or (N, H, W, C) in uint8 or floating point; with four axes, the second
+    one is the channels if it has as many as the network reads, else the last one. ``labels`` is (N,) integers;
+    ``classes`` holds the names and defaults to the numbers. Without ``labels`` the images are unlabelled.
+
+    The packed layout has ``jpeg`` (bytes of all files), ``offsets`` (file i is
+    ``jpeg[offsets[i]:offsets[i + 1]]``) and ``labels`` and ``classes`` as above.
+
+    Args:
+        path: The archive.
+        preprocessing: Size and channels that the network reads.
+        limit: Use this many images evenly spread over the archive, None for all.
+
+    Raises:
+        DataError: If the archive is damaged or its arrays do not fit together or the network.
+        MissingDependencyError: If images must be decoded or resized and Pillow is not installed.
+    """
+    where = str(path)
+    arrays = read_arrays(path, _ARRAYS, where=where)
+    if "jpeg" in arrays:
+        total = _count_packed(arrays, where=where)
+    elif "images" in arrays:
+        total = len(arrays["images"]) if arrays["images"].ndim else 0
+    else:
+        raise DataError("holds neither 'images' nor 'jpeg'", where=where, hint=_LAYOUT_HINT)
+    if total == 0:
+        raise DataError("holds no images", where=where)
+    labels, classes = _read_labels(arrays, total, where=where)
+    picked = spread_indices(total, limit)
+    read = _unpack if "jpeg" in arrays else _read_plain
+    return LabelledImages(read(arrays, picked, preprocessing, where=where), labels[picked], classes, where)
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, *, where: str) -> NDArray[Any]:
+    """Read one array after checking its header against the member's size."""
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as stream:
+        version = npy.read_magic(stream)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read_header(stream)
+        if dtype.hasobject:
+            raise DataError(
+                f"array {name!r} holds Python objects, which are never loaded", where=where, hint="save plain arrays"
+            )
+        size = dtype.itemsize
+        for length in shape:
+            size *= length
+        if size > MAX_ARRAY_BYTES:
+            raise DataError(f"array {name!r} has {size:,} bytes, at most {MAX_ARRAY_BYTES:,} are read", where=where)
+        if min(shape, default=0) < 0 or size != member.file_size - stream.tell():
+            raise DataError(f"array {name!r} is truncated or has a wrong header", where=where)
+    with archive.open(member) as stream:
+        array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
+        return array
+
+
+def _read_labels(
+    arrays: Mapping[str, NDArray[Any]], total: int, *, where: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels and class names of ``total`` images; label -1 and no classes where there are none."""
+    if "labels" not in arrays:
+        return np.full(total, UNLABELLED, np.int64), ()
+    labels = arrays["labels"]
+    if labels.dtype.kind not in "iu" or labels.shape != (total,):
+        raise DataError(
+            f"labels have shape {labels.shape} in {labels.dtype}", where=where, hint=f"({total},) integers fit"
+        )
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= MAX_CLASSES:
+        raise DataError(f"labels run from {lowest} to {highest}", where=where, hint=f"0 to {MAX_CLASSES - 1} fit")
+    if "classes" not in arrays:
+        return labels.astype(np.int64), tuple(str(index) for index in range(highest + 1))
+    classes = arrays["classes"]
+    if classes.dtype.kind != "U" or classes.ndim != 1 or not 0 < len(classes) <= MAX_CLASSES:
+        raise DataError(
+            f"classes have shape {classes.shape} in {classes.dtype}", where=where, hint="an array of names fits"
+        )
+    return labels.astype(np.int64), tuple(str(name) for name in classes)
+
+
+def _read_plain(
+    arrays: Mapping[str, NDArray[Any]], picked: NDArray[np.int64], preprocessing: Preprocessing, *, where: str
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """The images of the plain layout as (N, C, H, W)."""
+    images = arrays["images"]
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise DataError(f"images are {images.dtype}", where=where, hint="uint8 or floating point fit")
+    channels = preprocessing.channels
+    if images.ndim == 3 and channels == 1:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[1] != channels and images.shape[3] == channels:
+        images = images.transpose(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise DataError(
+            f"images have shape {arrays['images'].shape}",
+            where=where,
+            hint=f"the network reads {channels} channels: (N, {channels}, H, W) or (N, H, W, {channels}) fits",
+        )
+    images = images[picked] if len(picked) < len(images) else images
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and infinite pixels are refused
+        images = np.ascontiguousarray(images, dtype=np.uint8 if images.dtype == np.uint8 else np.float32)
+    return fit_images(images, preprocessing, where=where)
+
+
+def _count_packed(arrays: Mapping[str, NDArray[Any]], *, where: str) -> int:
+    """Check the index of the packed layout and return its number of files."""
+    jpeg, offsets = arrays["jpeg"], arrays.get("offsets")
+    if offsets is None:
+        raise DataError("array 'offsets' is missing", where=where, hint=_LAYOUT_HINT)
+    if jpeg.dtype != np.uint8 or jpeg.ndim != 1 or offsets.dtype.kind not in "iu" or offsets.ndim != 1:
+        raise DataError("jpeg must be uint8 bytes and offsets integers, each with one axis", where=where)
+    if len(offsets) == 0 or offsets[0] < 0 or offsets[-1] > len(jpeg) or (offsets[1:] <= offsets[:-1]).any():
+        raise DataError(f"offsets do not ascend inside the {len(jpeg)} bytes of jpeg", where=where)
+    return len(offsets) - 1
+
+
+def _unpack(
+    arrays: Mapping[str, NDArray[Any]], picked: NDArray[np.int64], preprocessing: Preprocessing, *, where: str
+) -> NDArray[np.uint8]:
+    """Decode the images of the packed layout."""
+    jpeg, offsets = arrays["jpeg"], arrays["offsets"]
+    images = empty_images(len(picked), preprocessing, dtype=np.dtype(np.uint8), where=where)
+    for position, index in enumerate(picked):
+        data = jpeg[offsets[index] : offsets[index + 1]].tobytes()
+        images[position] = decode(data, preprocessing, where=f"{where}: image {index}")
+    return images

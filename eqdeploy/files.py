@@ -1,0 +1,60 @@
+"""Reading and writing small files with errors that name the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from eqdeploy.errors import EqDeployError, OutputError
+
+
+def read_bounded(path: Path, maximum_bytes: int, error: type[EqDeployError]) -> bytes:
+    """Read a whole file, unless it is larger than such a file can be.
+
+    Args:
+        path: The file.
+        maximum_bytes: Largest size.
+        error: What to raise when it cannot be read.
+
+    Raises:
+        EqDeployError: The given ``error``, if the file is missing, unreadable or too large.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(maximum_bytes + 1)
+    except OSError as reason:
+        raise error(reason.strerror or "cannot be read", where=str(path)) from reason
+    if len(content) > maximum_bytes:
+        raise error(f"larger than {maximum_bytes >> 20} MiB", where=str(path))
+    return content
+
+
+def write_json(path: Path, document: Mapping[str, Any], *, sort_keys: bool = False) -> None:
+    """Write a JSON document: indented, in UTF-8, with a newline at the end, without NaN or infinity.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    text = json.dumps(document, indent=2, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        path.write_bytes(text.encode("utf-8"))
+    except OSError as reason:
+        raise OutputError(reason.strerror or "cannot be written", where=str(path)) from reason
+
+
+def model_error(reason: ValidationError, what: str, where: str, error: type[EqDeployError]) -> EqDeployError:
+    """Explain the first thing that pydantic found wrong in a file that a program wrote.
+
+    Args:
+        reason: What pydantic found.
+        what: What the file should be, e.g. ``"a manifest"``.
+        where: File name.
+        error: Class of the result.
+    """
+    finding = reason.errors(include_url=False, include_input=False, include_context=False)[0]
+    key = ".".join(str(step) for step in finding["loc"])
+    return error(f"not {what}: {finding['msg']}", where=f"{where}: {key}" if key else where)

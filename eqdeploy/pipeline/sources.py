@@ -1,0 +1,147 @@
+"""Find what a request refers to: supernets by name or file, images for calibration and for judging."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from eqdeploy.data import LabelledImages, Preprocessing, load_images
+from eqdeploy.errors import CheckpointError, DataError, ProfileError
+from eqdeploy.files import read_bounded
+from eqdeploy.subnet import SubnetConfig
+from eqdeploy.supernet.checkpoint import Checkpoint, load_checkpoint
+from eqdeploy.yaml_file import suggest
+from eqdeploy.zoo import build, load_factory
+
+_SUFFIX = ".safetensors"
+_MAXIMUM_SUBNET_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class LoadedSupernet:
+    """A checkpoint and where it came from.
+
+    Attributes:
+        name: Name of a shipped supernet, or of the file without its folder.
+        digest: SHA-256 of the file.
+        checkpoint: What it holds.
+    """
+
+    name: str
+    digest: str
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class ImageSets:
+    """Images of one data set.
+
+    Attributes:
+        name: Name of a shipped data set, or of the file or folder without the folders before it.
+        calibration: Images that BatchNorm statistics and ranges are estimated on.
+        held_out: Images that parity and accuracy are measured on.
+    """
+
+    name: str
+    calibration: LabelledImages
+    held_out: LabelledImages
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over both parts."""
+        return hashlib.sha256(f"{self.calibration.digest}{self.held_out.digest}".encode()).hexdigest()
+
+
+def shipped_supernets() -> tuple[str, ...]:
+    """Names of the supernets that come with eqdeploy."""
+    folder = resources.files("eqdeploy.embedded")
+    return tuple(sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(_SUFFIX)))
+
+
+def supernet_path(reference: str) -> Path:
+    """File of a supernet, given by the name of a shipped one or by its path.
+
+    Raises:
+        CheckpointError: If there is neither.
+    """
+    path = Path(reference)
+    if reference in shipped_supernets():
+        return Path(str(resources.files("eqdeploy.embedded") / f"{reference}{_SUFFIX}"))
+    if not path.exists():
+        names = shipped_supernets()
+        raise CheckpointError(
+            "no such supernet",
+            where=reference,
+            hint=suggest(reference, names) or f"give a .safetensors file or one of: {', '.join(names)}",
+        )
+    return path
+
+
+def load_supernet(reference: str, model: str | None) -> LoadedSupernet:
+    """Load a supernet.
+
+    Args:
+        reference: Name of a shipped supernet or path of a checkpoint.
+        model: ``package.module:factory`` of the float model, where the user gives one.
+
+    Raises:
+        CheckpointError: If there is no such supernet or its file is damaged.
+        UsageError: If the factory cannot be used.
+    """
+    path = supernet_path(reference)
+    float_model = None if model is None else load_factory(model)
+    checkpoint = load_checkpoint(path, build, float_model)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return LoadedSupernet(path.stem if reference in shipped_supernets() else path.name, digest, checkpoint)
+
+
+def load_image_sets(
+    reference: str, preprocessing: Preprocessing, classes: tuple[str, ...], *, calibration: int
+) -> ImageSets:
+    """Load calibration images from the training part of a data set and held-out ones from its test part.
+
+    Args:
+        reference: Name of a shipped data set or path.
+        preprocessing: What the network reads.
+        classes: Class names of the supernet; empty to accept any.
+        calibration: Largest number of calibration images.
+
+    Raises:
+        DataError: If images are missing, do not fit the network, or their classes are not the supernet's.
+    """
+    sets = ImageSets(
+        name=Path(reference).name,
+        calibration=load_images(reference, split="train", preprocessing=preprocessing, limit=calibration),
+        held_out=load_images(reference, split="test", preprocessing=preprocessing),
+    )
+    found = sets.held_out.classes
+    if classes and found and found != classes:
+        raise DataError(
+            f"has the classes {_few(found)}, the supernet was trained for {_few(classes)}",
+            where=reference,
+            hint="class names and their order must agree",
+        )
+    return sets
+
+
+def load_subnet(path: Path | None) -> SubnetConfig | None:
+    """Read a subnet file, if one is given.
+
+    Raises:
+        ProfileError: If the file is missing, no JSON, or not a subnet.
+    """
+    if path is None:
+        return None
+    try:
+        document = json.loads(read_bounded(path, _MAXIMUM_SUBNET_BYTES, ProfileError))
+    except (ValueError, RecursionError) as error:
+        raise ProfileError("not valid JSON", where=str(path)) from error
+    return SubnetConfig.from_json(document, where=str(path))
+
+
+def _few(names: tuple[str, ...]) -> str:
+    """The first names of a long list."""
+    return ", ".join(names[:4]) + (f", … ({len(names)})" if len(names) > 4 else "")

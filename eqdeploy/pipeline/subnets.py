@@ -1,0 +1,70 @@
+"""From a loaded supernet and a plan to a quantized model: activate, calibrate, freeze."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eqdeploy.calibration.batch_norm import calibrate_batch_norm
+from eqdeploy.calibration.images import augmented_batches, plain_batches
+from eqdeploy.calibration.ranges import sample_tensors
+from eqdeploy.data import LabelledImages
+from eqdeploy.freeze.float_graph import FloatGraph
+from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.plan import DevicePlan
+from eqdeploy.progress import Progress
+from eqdeploy.quantized_model import QuantizedModel
+from eqdeploy.subnet import SubnetConfig
+from eqdeploy.supernet.checkpoint import Checkpoint
+
+
+def activate_calibrated(
+    checkpoint: Checkpoint, subnet: SubnetConfig | None, images: LabelledImages, seed: int, progress: Progress
+) -> None:
+    """Make a subnet the active one and re-estimate its BatchNorm statistics.
+
+    Args:
+        checkpoint: The supernet; its BatchNorm statistics are replaced.
+        subnet: The subnet, None for the float network.
+        images: Calibration images.
+        seed: Seed of the augmentation.
+        progress: Listener.
+    """
+    supernet = checkpoint.supernet
+    if subnet is None:
+        supernet.deactivate()
+    else:
+        supernet.activate(subnet)
+    supernet.eval()
+    with progress.stage("calibrating BatchNorm", total=len(images)) as advance:
+        batches = augmented_batches(images, checkpoint.preprocessing, checkpoint.augmentation, seed)
+        calibrate_batch_norm(supernet, batches, advance)
+
+
+def freeze_active(
+    checkpoint: Checkpoint, plan: DevicePlan, graph: FloatGraph, images: LabelledImages, progress: Progress
+) -> QuantizedModel:
+    """Measure the ranges that training did not fix, and freeze the active, calibrated subnet."""
+    wanted = tensors_to_calibrate(plan)
+    with progress.stage("measuring ranges", total=len(images)) as advance:
+
+        def batches() -> Iterator[Tensor]:
+            for batch in plain_batches(images, checkpoint.preprocessing):
+                yield batch
+                advance(len(batch))
+
+        samples = sample_tensors(checkpoint.supernet, batches(), wanted)
+    return freeze(checkpoint.supernet, plan, graph, samples)
+
+
+@torch.no_grad()
+def predict(checkpoint: Checkpoint, images: LabelledImages) -> NDArray[np.int64]:
+    """Top-1 class of every image in the active subnet, int64, shape (N,)."""
+    supernet = checkpoint.supernet
+    supernet.eval()
+    predictions = [supernet(batch).flatten(1).argmax(1).numpy() for batch in plain_batches(images, checkpoint.preprocessing)]
+    return np.concatenate(predictions)

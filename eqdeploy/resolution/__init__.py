@@ -1,0 +1,1 @@
+"""The steps of resolving a profile: forms, graph structure, coverage, shared encodings."""

@@ -1,0 +1,128 @@
+"""What the pipeline answers: plain data that the command line shows and writes as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eqdeploy.errors import EqDeployError
+from eqdeploy.plan import DevicePlan
+from eqdeploy.report import ArtifactReport, PlanSummary
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """One artifact that was written.
+
+    Attributes:
+        directory: Its folder.
+        report: Its report, the verdict included.
+    """
+
+    directory: Path
+    report: ArtifactReport
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"directory": self.directory.as_posix(), "report": self.report.to_json()}
+
+
+@dataclass(frozen=True)
+class ResolvedPlan:
+    """How one profile is resolved for one network.
+
+    Attributes:
+        profile_digest: SHA-256 of the profile.
+        supernet: Name of the supernet.
+        plan: The plan.
+        average_weight_bits: Mean width of a weight, weighted by the number of weights.
+        average_activation_bits: Mean width of an encoded activation, weighted by the number of values.
+    """
+
+    profile_digest: str
+    supernet: str
+    plan: DevicePlan
+    average_weight_bits: float
+    average_activation_bits: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; ``subnet`` alone is a subnet file."""
+        return {
+            "profile": self.plan.profile,
+            "profile_digest": self.profile_digest,
+            "supernet": self.supernet,
+            "average_weight_bits": self.average_weight_bits,
+            "average_activation_bits": self.average_activation_bits,
+            "plan": PlanSummary.of(self.plan).model_dump(mode="json"),
+            "subnet": self.plan.subnet.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """Top-1 accuracy of one network on labelled data.
+
+    Attributes:
+        name: What was evaluated.
+        images: Number of labelled images.
+        correct: Number of images whose top-1 class is the label.
+    """
+
+    name: str
+    images: int
+    correct: int
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of correct images, 0 for none."""
+        return self.correct / self.images if self.images else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"name": self.name, "images": self.images, "correct": self.correct, "accuracy": self.accuracy}
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Accuracy on labelled data.
+
+    Attributes:
+        data: Name of the data.
+        rows: One row per network that was evaluated.
+        failure: The gate that was missed, if one was.
+    """
+
+    data: str
+    rows: tuple[AccuracyRow, ...]
+    failure: EqDeployError | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"data": self.data, "rows": [row.to_json() for row in self.rows]}
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A supernet that was trained.
+
+    Attributes:
+        checkpoint: File of the supernet.
+        log: File with one line per epoch.
+        epochs: Number of epochs that were trained in all, resumed ones included.
+        rows: Accuracy of the float model and of some subnets on held-out data.
+    """
+
+    checkpoint: Path
+    log: Path
+    epochs: int
+    rows: tuple[AccuracyRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "checkpoint": self.checkpoint.as_posix(),
+            "log": self.log.as_posix(),
+            "epochs": self.epochs,
+            "rows": [row.to_json() for row in self.rows],
+        }

@@ -1,0 +1,1 @@
+"""Device profiles that come with eqdeploy: one YAML file each, no code."""
