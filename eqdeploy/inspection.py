@@ -129,7 +129,7 @@ def _inspect_checkpoint(path: Path, size: int) -> Inspection:
 def _metadata_facts(key: str, text: str) -> dict[str, Any]:
     """One entry of a checkpoint's metadata; a JSON object in it becomes one fact for each of its keys."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=str)
     except (ValueError, RecursionError):
         return {key: text}
     return {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: text}
@@ -217,7 +217,7 @@ def _inspect_json(path: Path, size: int) -> Inspection:
     """Summarize a JSON document: its kind and its top level."""
     content = read_bounded(path, MAXIMUM_JSON_BYTES, ValidationError)
     try:
-        document = json.loads(content)
+        document = json.loads(content, parse_constant=str)  # NaN is no JSON
     except (ValueError, RecursionError) as reason:
         if path.suffix != ".json":
             raise _unknown_kind(path) from reason

@@ -11,13 +11,12 @@ from typing import Any
 import yaml
 
 from eqdeploy.errors import ProfileError
+from eqdeploy.profile_fields import KeyPath
 from eqdeploy.yaml_file import read_yaml
 
 #: Bounds that no honest file comes near. Nodes are counted with aliases expanded.
 MAXIMUM_NODES = 20_000
 MAXIMUM_DEPTH = 24
-
-KeyPath = tuple[str | int, ...]
 
 _PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq"))
 _TEXT_TAG = "tag:yaml.org,2002:str"

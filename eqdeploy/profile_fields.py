@@ -12,6 +12,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from eqdeploy.network import LAYER_KINDS, OpKind
 from eqdeploy.quant.form import Granularity, Symmetry
 
+#: Keys and list indices from the top of a mapping to a value.
+KeyPath = tuple[str | int, ...]
+
 #: Operators with more than one input tensor.
 MULTI_INPUT_KINDS = frozenset({OpKind.ADD, OpKind.MUL, OpKind.CONCAT, OpKind.MATMUL})
 
@@ -72,11 +75,11 @@ class Rounding(StrEnum):
     HALF_UP = "half_up"
 
 
-def reject(key: str, message: str, hint: str | None = None) -> NoReturn:
+def reject(key: KeyPath, message: str, hint: str | None = None) -> NoReturn:
     """Reject a combination of keys.
 
     Args:
-        key: The offending key, relative to the mapping being validated; the loader adds file, line and path.
+        key: Path of the offending key from the mapping being validated; the loader adds file and line.
         message: What is wrong.
         hint: What would be right.
 
@@ -107,19 +110,19 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Refuse a list that names something twice."""
     repeated = [value for position, value in enumerate(values) if value in values[:position]]
     if repeated:
-        reject("", f"lists {repeated[0]} twice")
+        reject((), f"lists {repeated[0]} twice")
     return values
 
 
 def _operator(kind: OpKind) -> OpKind:
     if kind in (OpKind.INPUT, OpKind.OTHER):
-        reject("", f"{kind} is not an operator that a device can be asked to quantize")
+        reject((), f"{kind} is not an operator that a device can be asked to quantize")
     return kind
 
 
 def _layer(kind: OpKind) -> OpKind:
     if kind not in LAYER_KINDS:
-        reject("", f"{kind} has no weights", f"operators with weights are {', '.join(sorted(LAYER_KINDS))}")
+        reject((), f"{kind} has no weights", f"operators with weights are {', '.join(sorted(LAYER_KINDS))}")
     return kind
 
 

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from eqdeploy.errors import ProfileError
-from eqdeploy.profile_document import KeyPath, dotted, read_document
+from eqdeploy.profile_document import dotted, read_document
+from eqdeploy.profile_fields import KeyPath
 from eqdeploy.profile_schema import DeviceProfile
 
 #: Keys by which a profile is known; they are never inherited.
@@ -66,6 +67,8 @@ class _Content:
 
     def where(self, path: KeyPath) -> str:
         """``file:line: key path``."""
+        while path and isinstance(path[-1], int) and path not in self.origin:
+            path = path[:-1]  # the file has one value where a list is possible
         return f"{self.place(path)}: {dotted(path)}" if path else self.file
 
 
@@ -122,6 +125,7 @@ def _load_merged(path: Path, *, chain: tuple[Path, ...]) -> _Content:
     merged = _load_merged(location, chain=(*chain, path))
     for key in OWN_KEYS:
         merged.data.pop(key, None)
+        _replace_origin(merged, own, (key,))
     merged.file = own.file
     _merge(merged, own, merged.data, own.data, ())
     return merged
@@ -164,18 +168,18 @@ def _append_sources(merged: _Content, own: _Content, base: list[Any], added: lis
 
 
 def _first_problem(error: ValidationError, content: _Content) -> ProfileError:
-    """The first of pydantic's findings, in our words."""
-    problems = error.errors()
-    problem = problems[0]
+    """The most telling of pydantic's findings, in our words."""
+    # A list of which no element is valid counts as too short a second time.
+    problems = [found for found in error.errors() if not (found["type"] == "too_short" and found["input"])]
+    # A misspelt key is also a missing one; saying that it is unknown helps more.
+    problem = min(problems, key=lambda candidate: candidate["type"] != "extra_forbidden")
     path: KeyPath = tuple(part for part in problem["loc"] if part != "[key]")
     message, hint = _explain(problem, path)
-    key = problem.get("ctx", {}).get("key", "") if problem["type"] == "combination" else ""
+    if problem["type"] == "combination":
+        path += problem["ctx"]["key"]
     if len(problems) > 1:
         message += f"; {len(problems) - 1} more problem{'s' if len(problems) > 2 else ''} in this file"
-    where = content.where(path)
-    if key:
-        where += f".{key}" if path else f": {key}"
-    return ProfileError(message, where=where, hint=hint)
+    return ProfileError(message, where=content.where(path), hint=hint)
 
 
 def _explain(problem: ErrorDetails, path: KeyPath) -> tuple[str, str | None]:

@@ -23,6 +23,7 @@ from eqdeploy.profile_fields import (
     Encode,
     GranularityChoices,
     IntegerRange,
+    KeyPath,
     LayerOperator,
     Operator,
     OperatorList,
@@ -84,7 +85,7 @@ class WeightRule(_Model):
         _check_range(self.range, self.storage, self.symmetry)
         if self.batch_norm is BatchNormFolding.INTO_SCALE and Granularity.PER_CHANNEL not in self.granularity:
             reject(
-                "batch_norm",
+                ("batch_norm",),
                 "into_scale needs one scale per channel, but granularity does not allow per_channel",
                 "write batch_norm: requantize, or allow per_channel",
             )
@@ -117,7 +118,7 @@ class Weights(WeightRule):
             folding = self.batch_norm if kind is None else self.rule(kind).batch_norm
             if folding is BatchNormFolding.INTO_SCALE and self.scale is ScaleConstraint.POWER_OF_TWO:
                 reject(
-                    "batch_norm" if kind is None else f"operators.{kind}.batch_norm",
+                    ("batch_norm",) if kind is None else ("operators", kind, "batch_norm"),
                     "into_scale makes scales that are no powers of two",
                     "write batch_norm: requantize",
                 )
@@ -128,7 +129,7 @@ class Weights(WeightRule):
         values = {name: getattr(self, name) for name in WeightRule.model_fields}
         if kind in self.operators:
             values |= _given(self.operators[kind])
-        return _combined(WeightRule, values, f"operators.{kind}")
+        return _combined(WeightRule, values, ("operators", kind))
 
 
 class ActivationRule(_Model):
@@ -181,12 +182,12 @@ class Activations(_Model):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.residual_add is ResidualAdd.SKIP_ONLY and self.encode is Encode.ALL:
-            reject("residual_add", "skip_only contradicts encode: all", "write encode: operator_inputs")
+            reject(("residual_add",), "skip_only contradicts encode: all", "write encode: operator_inputs")
         for kind in (OpKind.OTHER, *self.operators):
             rule = self.rule(kind, non_negative=True)
             if rule.storage is Storage.SIGNED and rule.symmetry[0] is Symmetry.SYMMETRIC and 1 in rule.bits:
                 reject(
-                    "non_negative.bits" if kind is OpKind.OTHER else f"operators.{kind}.bits",
+                    ("non_negative", "bits") if kind is OpKind.OTHER else ("operators", kind, "bits"),
                     "1 signed symmetric bit cannot hold a tensor that is never negative",
                 )
             self.rule(kind, non_negative=False)
@@ -197,7 +198,7 @@ class Activations(_Model):
         base = self.non_negative if non_negative else self.signed
         if kind not in self.operators:
             return base
-        return _combined(ActivationRule, _given(base) | _given(self.operators[kind]), f"operators.{kind}")
+        return _combined(ActivationRule, _given(base) | _given(self.operators[kind]), ("operators", kind))
 
 
 class FixedRule(_Model):
@@ -213,7 +214,7 @@ class FixedRule(_Model):
         low = -(1 << (self.bits - 1)) if self.storage is Storage.SIGNED else 0
         high = low + (1 << self.bits) - 1
         if not low <= self.zero_point <= high:
-            reject("zero_point", f"{self.zero_point} lies outside [{low}, {high}]")
+            reject(("zero_point",), f"{self.zero_point} lies outside [{low}, {high}]")
         return self
 
 
@@ -237,25 +238,27 @@ class Operators(_Model):
     def _check_shared(self) -> Self:
         for kind in self.shared:
             if kind in LAYER_KINDS or kind in (OpKind.BATCH_NORM, OpKind.SOFTMAX, OpKind.MATMUL):
-                reject("shared", f"{kind} computes new values, its output needs an encoding of its own")
+                reject(("shared",), f"{kind} computes new values, its output needs an encoding of its own")
             if kind in self.fixed:
-                reject("shared", f"{kind} has a fixed encoding and cannot share one")
+                reject(("shared",), f"{kind} has a fixed encoding and cannot share one")
         for kind in self.shared_inputs:
             if kind not in MULTI_INPUT_KINDS:
-                reject("shared_inputs", f"{kind} has one input", f"possible are {', '.join(sorted(MULTI_INPUT_KINDS))}")
+                reject(
+                    ("shared_inputs",), f"{kind} has one input", f"possible are {', '.join(sorted(MULTI_INPUT_KINDS))}"
+                )
             if kind in self.shared:
-                reject("shared_inputs", f"{kind} is listed in shared already")
+                reject(("shared_inputs",), f"{kind} is listed in shared already")
         return self
 
     @model_validator(mode="after")
     def _check_fused(self) -> Self:
         for position, group in enumerate(self.fused):
             if len(group) < 2:
-                reject(f"fused[{position}]", "a fused group has at least two operators")
+                reject(("fused", position), "a fused group has at least two operators")
             inner = [kind for kind in group[1:] if kind in MULTI_INPUT_KINDS]
             if inner:
                 reject(
-                    f"fused[{position}]",
+                    ("fused", position),
                     f"{inner[0]} has several inputs and can only begin a group",
                     "activations.residual_add: skip_only leaves the main branch of an addition without an encoding",
                 )
@@ -265,7 +268,7 @@ class Operators(_Model):
     def _check_fixed(self) -> Self:
         for kind in self.fixed:
             if kind not in self.quantized:
-                reject(f"fixed.{kind}", f"{kind} is not listed in quantized")
+                reject(("fixed", kind), f"{kind} is not listed in quantized")
         return self
 
 
@@ -293,7 +296,9 @@ class DeviceProfile(_Model):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.activations.residual_add is ResidualAdd.SKIP_ONLY and OpKind.ADD not in self.operators.quantized:
-            reject("activations.residual_add", "skip_only has no effect while add is missing in operators.quantized")
+            reject(
+                ("activations", "residual_add"), "skip_only has no effect while add is missing in operators.quantized"
+            )
         return self
 
     @property
@@ -308,9 +313,9 @@ def _check_range(integers: IntegerRange, storage: Storage, symmetry: tuple[Symme
     if integers is IntegerRange.FULL:
         return
     if storage is Storage.UNSIGNED:
-        reject("range", "narrow needs storage: signed")
+        reject(("range",), "narrow needs storage: signed")
     if Symmetry.ASYMMETRIC in symmetry:
-        reject("range", "narrow needs symmetry: symmetric alone")
+        reject(("range",), "narrow needs symmetry: symmetric alone")
 
 
 def _given(model: _Model) -> dict[str, Any]:
@@ -321,10 +326,10 @@ def _given(model: _Model) -> dict[str, Any]:
 _Rule = TypeVar("_Rule", WeightRule, ActivationRule)
 
 
-def _combined(rule: type[_Rule], values: dict[str, Any], key: str) -> _Rule:
+def _combined(rule: type[_Rule], values: dict[str, Any], key: KeyPath) -> _Rule:
     """Build a rule from a base and an override, reporting a contradiction at the override."""
     try:
         return rule.model_validate(values)
     except ValidationError as error:
         context = error.errors()[0].get("ctx", {})
-        reject(f"{key}.{context['key']}", context["message"], context["hint"])
+        reject((*key, *context["key"]), context["message"], context["hint"])

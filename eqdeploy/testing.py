@@ -27,6 +27,9 @@ from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter, Quantiz
 #: Largest absolute value that the activations of a sample network are given codes for.
 ACTIVATION_RANGE = 4.0
 
+_WEIGHT = Form(8, Granularity.PER_CHANNEL, Symmetry.SYMMETRIC, signed=True)
+_ACTIVATION = Form(8, Granularity.PER_TENSOR, Symmetry.ASYMMETRIC, signed=False)
+
 
 @dataclass(frozen=True)
 class SampleForms:
@@ -40,8 +43,8 @@ class SampleForms:
             must agree in every code.
     """
 
-    weight: Form = Form(8, Granularity.PER_CHANNEL, Symmetry.SYMMETRIC, signed=True)
-    activation: Form = Form(8, Granularity.PER_TENSOR, Symmetry.ASYMMETRIC, signed=False)
+    weight: Form = _WEIGHT
+    activation: Form = _ACTIVATION
     bias: BiasFormat = BiasFormat.INT32
     power_of_two: bool = False
 
@@ -142,8 +145,9 @@ class ModelBuilder:
             steps = max(form.q_max - zero_point, 1)
         scale = self._rounded(np.float32(reach / steps))
         grid = Encoding.per_tensor(float(scale), zero_point, form.q_min, form.q_max, form.bits, signed=form.signed)
-        last = int(grid.quantize(np.float32(upper_bound).reshape(())))
-        first = int(grid.quantize(np.zeros((), np.float32))) if np.isfinite(upper_bound) else form.q_min
+        first, last = grid.quantize(np.array([0.0, upper_bound], np.float32)).tolist()
+        if not np.isfinite(upper_bound):
+            first = form.q_min
         return Encoding(grid.scale, grid.zero_point, first, last, form.bits, form.signed)
 
     def build(self, *outputs: str) -> QuantizedModel:
@@ -166,9 +170,7 @@ class ModelBuilder:
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
         onnx.checker.check_model(model, full_check=True)
         names = [info.name for info in self._inputs] + [node.output[0] for node in self._nodes]
-        covered = {
-            name: Coverage.QUANTIZED if name in self.encoded else Coverage.INSIDE_FUSED_GROUP for name in names
-        }
+        covered = {name: Coverage.QUANTIZED if name in self.encoded else Coverage.INSIDE_FUSED_GROUP for name in names}
         return QuantizedModel(
             graph=model,
             activations=dict(self.encoded),
@@ -188,7 +190,7 @@ class ModelBuilder:
         base = np.float32(1.0 / (spread * np.sqrt(fan_in)))
         middle = (form.q_min + form.q_max + 1) // 2
         if form.granularity is Granularity.PER_TENSOR:
-            factors, offsets = np.float32(1), np.int32(0)
+            factors, offsets = np.ones((), np.float32), np.zeros((), np.int32)
         else:
             factors = self._random.choice(np.array([0.5, 1.0, 2.0], np.float32), size=shape[axis])
             offsets = self._random.integers(-1, 1, size=shape[axis], endpoint=True, dtype=np.int32)

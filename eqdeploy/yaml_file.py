@@ -45,7 +45,7 @@ def read_yaml(path: Path, error: type[EqDeployError] = ProfileError) -> tuple[An
         raise error(
             ", ".join(filter(None, (reason.context, reason.problem))) or "not valid YAML", where=where
         ) from reason
-    except (yaml.YAMLError, ValueError) as reason:
+    except (yaml.YAMLError, ValueError, LookupError) as reason:  # PyYAML's converters let the last two through
         raise error(f"not valid YAML: {reason}", where=str(path)) from reason
     except RecursionError as reason:
         raise error("nested too deeply", where=str(path)) from reason

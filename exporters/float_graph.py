@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from eqdeploy.errors import UnsupportedOperationError, ValidationError
+from eqdeploy.quant.affine import quantize
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import operation_of
 
@@ -47,6 +48,18 @@ def to_ir(proto: onnx.ModelProto) -> ir.Model:
         value.metadata_props.clear()
         value.doc_string = None
     return model
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Write a model that came from a file.
+
+    Raises:
+        ValidationError: If it cannot be represented, for example because a name is not UTF-8.
+    """
+    try:
+        return ir.to_proto(model)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValidationError(f"the ONNX graph is inconsistent: {_first_line(error)}") from error
 
 
 def all_values(graph: ir.Graph) -> dict[str, ir.Value]:
@@ -128,30 +141,26 @@ def implied(encoding: Encoding, bounds: Bounds, *, widest: tuple[int, int]) -> b
     """Whether values inside ``bounds`` never get codes outside the encoding's range.
 
     Args:
-        encoding: Per-tensor encoding.
+        encoding: Its encoding.
         bounds: Float bounds of the tensor before quantization.
         widest: Codes to which the device saturates by itself.
     """
     if (encoding.q_min, encoding.q_max) == widest:
         return True
-    unclipped = Encoding(encoding.scale, encoding.zero_point, *widest, encoding.bits, encoding.signed, encoding.axis)
-    low, high = (int(unclipped.quantize(np.float32(bound).reshape(()))) for bound in bounds)
-    return encoding.q_min <= low and high <= encoding.q_max
+    scale, zero_point = encoding.scale.reshape(-1), encoding.zero_point.reshape(-1)
+    low, high = (quantize(np.full_like(scale, bound), scale, zero_point, *widest) for bound in bounds)
+    return bool(np.all(encoding.q_min <= low) and np.all(high <= encoding.q_max))
 
 
-def weight_channel_axis(node: ir.Node, position: int) -> int | None:
-    """Axis of the output channels in a weight, from the operation that reads it.
+def weight_channel_axis(weight: ir.Value) -> int | None:
+    """Axis of the output channels in a weight, from the operations that read it.
 
-    Conv: 0, from (C_out, C_in/groups, …). ConvTranspose: 1, from (C_in, C_out/groups, …), where one entry
-    serves the same position of every group. Gemm: 0 with ``transB``, else 1. MatMul: the last axis of a
-    right-hand matrix, here -1. None if the operation has no weight at this position.
+    Conv: 0, from (C_out, C_in/groups, …). ConvTranspose: 1, from (C_in, C_out/groups, …), where one entry serves
+    the same position of every group. Gemm: 0 with ``transB``, else 1. MatMul: the last axis of a right-hand
+    matrix. A Transpose on the way is followed. None if no reader uses the value as a weight, or two disagree.
     """
-    if node.domain or position != 1:
-        return None
-    if node.op_type == "Gemm":
-        attribute = node.attributes.get("transB")
-        return 0 if attribute is not None and attribute.as_int() else 1
-    return {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}.get(node.op_type)
+    axes = {_channel_axis_of_use(use.node, use.idx, weight) for use in weight.uses()}
+    return axes.pop() if len(axes) == 1 else None
 
 
 def expected_bias_scales(
@@ -178,7 +187,8 @@ def expected_bias_scales(
         weight_encoding = parameters.get(str(weight.name))
         if weight_encoding is None or data_encoding is None or data_encoding.axis is not None:
             continue
-        scale = np.asarray(data_encoding.scale * weight_encoding.scale, np.float32)
+        with np.errstate(over="ignore", under="ignore"):
+            scale = np.asarray(data_encoding.scale * weight_encoding.scale, np.float32)
         group = layer.attributes.get("group")
         if layer.op_type == "ConvTranspose" and scale.ndim == 1 and group is not None:
             scale = np.tile(scale, group.as_int())  # one entry serves the same position of every group
@@ -215,6 +225,24 @@ def _grid_ends(encoding: Encoding) -> Bounds:
     codes = np.array([[encoding.q_min], [encoding.q_max]])
     values = (codes - encoding.zero_point.reshape(-1)) * encoding.scale.reshape(-1)
     return float(values.min()), float(values.max())
+
+
+def _channel_axis_of_use(node: ir.Node, position: int, value: ir.Value) -> int | None:
+    """Channel axis of a weight as one of its readers sees it."""
+    rank = None if value.shape is None else value.shape.rank()
+    if node.domain or rank is None:
+        return None
+    if node.op_type == "Transpose":
+        inner = weight_channel_axis(node.outputs[0])
+        permutation = node.attributes.get("perm")
+        order = tuple(reversed(range(rank))) if permutation is None else permutation.as_ints()
+        return None if inner is None else order[inner]
+    if position != 1:
+        return None
+    if node.op_type == "Gemm":
+        attribute = node.attributes.get("transB")
+        return 0 if attribute is not None and attribute.as_int() else 1
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 1}.get(node.op_type)
 
 
 def _layer_of_bias(node: ir.Node, position: int) -> ir.Node | None:

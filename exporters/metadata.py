@@ -102,4 +102,6 @@ def read_facts(graph_model: ir.Model, where: str) -> FileFacts:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ValidationError(f"{first['msg']}: {place or 'the whole entry'}", where=f"{where}: {METADATA_KEY}") from error
+        raise ValidationError(
+            f"{first['msg']}: {place or 'the whole entry'}", where=f"{where}: {METADATA_KEY}"
+        ) from error

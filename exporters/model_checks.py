@@ -38,7 +38,7 @@ def check_model(model: QuantizedModel, graph: ir.Graph) -> None:
         value = graph.initializers.get(name)
         if value is None or value.const_value is None or value in graph.inputs or value.is_graph_output():
             raise ValidationError("is not a constant initializer of the graph", where=name)
-        shape = tuple(value.const_value.shape)
+        shape = value.const_value.numpy().shape
         if parameter.codes.shape != shape or parameter.codes.dtype != np.int32:
             raise ValidationError(
                 f"codes are {parameter.codes.dtype} {parameter.codes.shape}, the initializer needs int32 {shape}",
@@ -93,8 +93,7 @@ def check_codes(name: str, parameter: QuantizedParameter) -> None:
     codes, encoding = parameter.codes, parameter.encoding
     if codes.size and not encoding.q_min <= int(codes.min()) <= int(codes.max()) <= encoding.q_max:
         raise ValidationError(
-            f"codes from {int(codes.min())} to {int(codes.max())} leave the range "
-            f"[{encoding.q_min}, {encoding.q_max}]",
+            f"codes from {int(codes.min())} to {int(codes.max())} leave the range [{encoding.q_min}, {encoding.q_max}]",
             where=name,
         )
     with np.errstate(over="ignore"):
@@ -119,9 +118,7 @@ def _check_names(graph: ir.Graph) -> None:
             raise ValidationError(f"{counts[node.name]} nodes share this name", where=node.name)
 
 
-def _check_activation(
-    name: str, value: ir.Value | None, encoding: Encoding, float_readers: frozenset[str]
-) -> None:
+def _check_activation(name: str, value: ir.Value | None, encoding: Encoding, float_readers: frozenset[str]) -> None:
     """Check that an encoded activation exists, is read, and has an encoding that Q/DQ nodes can hold."""
     if value is None or constant(value) is not None:
         raise ValidationError("carries an encoding but is no tensor that the graph computes", where=name)

@@ -69,6 +69,4 @@ def write_qdq_model(model: QuantizedModel, directory: Path, options: OnnxQdqOpti
     """
     qdq = build_qdq(model, options.opset)
     attach_facts(qdq.model, facts_of(model, qdq.dropped_clips))
-    return write_model(
-        qdq.model, directory, MODEL_FILE, external_data_threshold=options.external_data_threshold
-    )
+    return write_model(qdq.model, directory, MODEL_FILE, external_data_threshold=options.external_data_threshold)

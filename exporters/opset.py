@@ -25,12 +25,9 @@ _SAME_MEANING = frozenset(
 
 
 def ir_version_for(opset: int) -> int:
-    """Oldest IR version that carries the opset, so that old readers are served too.
-
-    >>> ir_version_for(21)
-    10
-    """
-    return min(int(helper.find_min_ir_version_for([helper.make_opsetid("", opset)], ignore_unknown=True)), NEWEST_IR_VERSION)
+    """Oldest IR version that carries the opset, so that old readers are served too."""
+    oldest = int(helper.find_min_ir_version_for([helper.make_opsetid("", opset)], ignore_unknown=True))
+    return min(oldest, NEWEST_IR_VERSION)
 
 
 def convert_opset(model: ir.Model, opset: int) -> ir.Model:
@@ -105,14 +102,14 @@ def _convert_with_onnx(model: ir.Model, opset: int, obstacle: ir.Node) -> ir.Mod
         if tensor is None or not tensor.dtype.is_floating_point():
             continue
         held_back[name] = tensor
-        value.dtype, value.shape, value.const_value = tensor.dtype, ir.Shape(tensor.shape), None
+        value.dtype, value.shape, value.const_value = tensor.dtype, ir.Shape(tensor.numpy().shape), None
         model.graph.inputs.append(model.graph.initializers.pop(name))
     try:
         converted = to_ir(version_converter.convert_version(ir.to_proto(model), opset))
     except (RuntimeError, version_converter.ConvertError) as error:
         raise ProfileError(
             f"operation {obstacle.op_type} ({obstacle.name}) cannot be expressed in opset {opset}",
-            where="exporter.options.opset",
+            where="export.options",
             hint=f"the network itself is opset {model.graph.opset_imports.get('', 0)}",
         ) from error
     graph = converted.graph

@@ -42,10 +42,10 @@ def parse_options(kind: type[OptionsType], options: Mapping[str, object], export
         if name not in kind.model_fields:
             close = difflib.get_close_matches(str(name), kind.model_fields, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(kind.model_fields)}"
-            raise ProfileError(f"exporter {exporter} has no option {name!r}", where="exporter.options", hint=hint)
+            raise ProfileError(f"exporter {exporter} has no option {name!r}", where="export.options", hint=hint)
     try:
         return kind.model_validate(dict(options))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ProfileError(f"{first['msg']}, got {first['input']!r}", where=f"exporter.options.{name}") from error
+        raise ProfileError(f"{first['msg']}, got {first['input']!r}", where=f"export.options.{name}") from error

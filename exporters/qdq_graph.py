@@ -130,7 +130,9 @@ def _quantize_activation(builder: _Builder, tensor: QuantizedTensor, value: ir.V
     readers = [use for use in value.uses() if reads_quantized(use.node, tensor.float_readers)]
     clip = _needless_clip(value, encoding, everybody_reads_codes=len(readers) == len(value.uses()))
     producer = value.producer()
-    source = producer.inputs[0] if clip is not None and producer is not None else value
+    source = value
+    if clip is not None and producer is not None:
+        source = producer.inputs[0] or value
     scale, zero_point = _grid(builder, name, encoding)
     chain = [
         builder.node(
@@ -178,8 +180,7 @@ def _needless_clip(value: ir.Value, encoding: Encoding, *, everybody_reads_codes
     bounds = None if producer is None else clip_bounds(producer)
     if bounds is None or not everybody_reads_codes or encoding.axis is not None:
         return None
-    low, high = (int(encoding.quantize(np.float32(bound).reshape(()))) for bound in bounds)
-    if (low, high) != (encoding.q_min, encoding.q_max):
+    if encoding.quantize(np.array(bounds, np.float32)).tolist() != [encoding.q_min, encoding.q_max]:
         return None
     return DroppedClip(
         low=bounds[0] if np.isfinite(bounds[0]) else None, high=bounds[1] if np.isfinite(bounds[1]) else None

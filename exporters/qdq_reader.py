@@ -16,7 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from eqdeploy.errors import UnsupportedOperationError, ValidationError
 from eqdeploy.exporters.files import load_ir
-from eqdeploy.exporters.float_graph import bounds_before_quantization, constant, implied, input_at
+from eqdeploy.exporters.float_graph import bounds_before_quantization, constant, implied, input_at, to_proto
 from eqdeploy.exporters.metadata import DroppedClip, EncodingFacts, FileFacts, read_facts
 from eqdeploy.exporters.model_checks import check_model
 from eqdeploy.exporters.qdq_graph import DEQUANTIZE, QUANTIZE
@@ -74,10 +74,10 @@ def _restore(model: ir.Model, facts: FileFacts, path: Path) -> QuantizedModel:
         activations[chain.name] = _take_out(graph, chain)
     RemoveUnusedNodesPass()(model)
     graph.sort()
-    _check_ranges(graph, activations)
+    _check_ranges(graph, activations, clipped={chain.name for chain in chains if chain.clip is not None})
     model.metadata_props.clear()
     restored = QuantizedModel(
-        graph=ir.to_proto(model),
+        graph=to_proto(model),
         activations={name: activations[name] for name in facts.activations},
         parameters={name: parameters[name] for name in facts.parameters},
         coverage=dict.fromkeys(facts.activations, Coverage.QUANTIZED),
@@ -141,7 +141,9 @@ def _encoding(name: str, node: ir.Node, facts: EncodingFacts) -> Encoding:
     if zero_point.dtype != container:
         raise ValidationError(f"its zero-point is {zero_point.dtype}, the metadata needs {container}", where=name)
     if scale.dtype != np.float32 or scale.ndim > 1 or scale.shape != zero_point.shape:
-        raise ValidationError(f"scale {scale.dtype}{scale.shape} does not fit zero-point {zero_point.shape}", where=name)
+        raise ValidationError(
+            f"scale {scale.dtype}{scale.shape} does not fit zero-point {zero_point.shape}", where=name
+        )
     if not set(node.attributes) <= {"axis"}:
         raise ValidationError(f"its {node.op_type} has attributes other than axis", where=name)
     attribute = node.attributes.get("axis")
@@ -188,7 +190,8 @@ def _put_float(graph: ir.Graph, parameter: QuantizedParameter, dequantize: ir.No
     if len(codes.uses()) != 1 or result.is_graph_output() or codes.is_graph_input():
         raise ValidationError("its integers or real values are used in another way than by its layer", where=name)
     try:
-        array: NDArray[np.float32] = parameter.encoding.dequantize(parameter.codes)
+        with np.errstate(over="ignore"):  # what is not finite is refused when the whole model is checked
+            array: NDArray[np.float32] = parameter.encoding.dequantize(parameter.codes)
     except (IndexError, ValueError) as error:
         raise ValidationError(f"its scales do not fit its shape {parameter.codes.shape}", where=name) from error
     tensor = ir.Tensor(array, name=name)
@@ -243,11 +246,12 @@ def _float_clip(graph: ir.Graph, name: str, bounds: DroppedClip, source: ir.Valu
     return ir.Node("", "Clip", inputs, outputs=[result], name=name)
 
 
-def _check_ranges(graph: ir.Graph, activations: dict[str, QuantizedTensor]) -> None:
+def _check_ranges(graph: ir.Graph, activations: dict[str, QuantizedTensor], clipped: set[str]) -> None:
     """A range that no integer Clip enforces must follow from the container or from the operations."""
     encodings = {name: tensor.encoding for name, tensor in activations.items()}
     bounds = bounds_before_quantization(graph, encodings)
     for name, encoding in encodings.items():
         limits = np.iinfo(encoding.container)
-        if encoding.axis is None and not implied(encoding, bounds[name], widest=(int(limits.min), int(limits.max))):
+        widest = int(limits.min), int(limits.max)
+        if name not in clipped and not implied(encoding, bounds[name], widest=widest):
             raise ValidationError("nothing in the graph keeps its codes inside their range", where=name)

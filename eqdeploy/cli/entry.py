@@ -109,7 +109,7 @@ def _write_document(session: Session, failure: Failure | None, result: Any) -> N
         document["error"] = failure.to_json()
     if result is not None:
         document["result"] = result
-    text = json.dumps(document, indent=2) + "\n"
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     if session.json_target == "-":
         sys.stdout.write(text)
     else:
@@ -122,8 +122,8 @@ def _print(view: RenderableType) -> None:
 
     from eqdeploy.cli.progress import is_terminal
 
-    if is_terminal(sys.stdout.isatty()):
-        Console(markup=False, highlight=False, emoji=False).print(view)
+    if is_terminal(sys.stdout.isatty()) and not os.environ.get("NO_COLOR"):
+        Console(markup=False, highlight=False, emoji=False).print(view, crop=False)
         return
     console = Console(
         width=_FILE_WIDTH, force_terminal=False, no_color=True, markup=False, highlight=False, emoji=False

@@ -36,14 +36,15 @@ def evaluate(
     Evaluates an exported model, the subnet of a profile or of a file, or else the float model.
     """
     session: Session = context.obj
+    from eqdeploy.project import load_project
+
+    settings = load_project(Path.cwd()).override(
+        supernet=supernet, model=model, data=data, min_accuracy=min_accuracy, max_drop=max_drop, seed=seed
+    )
+    request = settings.evaluate_request(target=target, profile=profile, subnet=subnet)
     with session.working() as progress:
         from eqdeploy import pipeline
-        from eqdeploy.project import load_project
 
-        settings = load_project(Path.cwd()).override(
-            supernet=supernet, model=model, data=data, min_accuracy=min_accuracy, max_drop=max_drop, seed=seed
-        )
-        request = settings.evaluate_request(target=target, profile=profile, subnet=subnet)
         result = pipeline.evaluate(request, progress)
     from eqdeploy.cli import views
 

@@ -39,21 +39,23 @@ def export(
     Writes DIR/<profile>/ with the model, the device's own files, the report and a manifest.
     """
     session: Session = context.obj
+    from eqdeploy.project import load_project
+
+    settings = load_project(Path.cwd()).override(
+        supernet=supernet,
+        model=model,
+        data=data,
+        profiles=tuple(profile or ()),
+        output=out,
+        min_accuracy=min_accuracy,
+        max_drop=max_drop,
+        seed=seed,
+    )
+    request = settings.export_request(subnet=subnet, force=force)
     with session.working() as progress:
         from eqdeploy import pipeline
-        from eqdeploy.project import load_project
 
-        settings = load_project(Path.cwd()).override(
-            supernet=supernet,
-            model=model,
-            data=data,
-            profiles=tuple(profile or ()),
-            output=out,
-            min_accuracy=min_accuracy,
-            max_drop=max_drop,
-            seed=seed,
-        )
-        results = pipeline.export_profiles(settings.export_request(subnet=subnet, force=force), progress)
+        results = pipeline.export_profiles(request, progress)
 
     from eqdeploy.cli import views
 

@@ -27,14 +27,16 @@ def resolve(
     Lists every layer's form and every tensor's encoding rule.
     """
     session: Session = context.obj
+    from eqdeploy.project import load_project
+
+    settings = load_project(Path.cwd()).override(
+        supernet=supernet, model=model, profiles=(profile,) if profile is not None else ()
+    )
+    request = settings.resolve_request(subnet=subnet)
     with session.working() as progress:
         from eqdeploy import pipeline
-        from eqdeploy.project import load_project
 
-        settings = load_project(Path.cwd()).override(
-            supernet=supernet, model=model, profiles=(profile,) if profile is not None else ()
-        )
-        resolved = pipeline.resolve_profile(settings.resolve_request(subnet=subnet), progress)
+        resolved = pipeline.resolve_profile(request, progress)
     from eqdeploy.cli import views
 
     return Answer(resolved.to_json(), partial(views.view_resolved, resolved))

@@ -31,14 +31,16 @@ def validate(
     Checks its files, its numbers, the integers that the runtime computes, and the accuracy.
     """
     session: Session = context.obj
+    from eqdeploy.project import load_project
+
+    settings = load_project(Path.cwd()).override(
+        supernet=supernet, model=model, data=data, min_accuracy=min_accuracy, max_drop=max_drop, seed=seed
+    )
+    request = settings.validate_request()
     with session.working() as progress:
         from eqdeploy import pipeline
-        from eqdeploy.project import load_project
 
-        settings = load_project(Path.cwd()).override(
-            supernet=supernet, model=model, data=data, min_accuracy=min_accuracy, max_drop=max_drop, seed=seed
-        )
-        report = pipeline.validate_artifact(directory, settings.validate_request(), progress)
+        report = pipeline.validate_artifact(directory, request, progress)
     from eqdeploy.report.view import view_report
 
     return Answer(report.to_json(), partial(view_report, report, verbose=session.verbose), report.failure())

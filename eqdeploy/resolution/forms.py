@@ -49,7 +49,9 @@ class _Request:
         return ProfileError(f"{self.subject} {message}", where=f"{self.profile}: {self.key}", hint=hint)
 
 
-def plan_weight(profile: DeviceProfile, network: NetworkDescription, layer: LayerInfo, given: Form | None) -> WeightPlan:
+def plan_weight(
+    profile: DeviceProfile, network: NetworkDescription, layer: LayerInfo, given: Form | None
+) -> WeightPlan:
     """Choose the forms of one layer's weight and how BatchNorm is folded into it.
 
     Args:
@@ -128,18 +130,25 @@ def _device_weight_form(trained: Form, rule: WeightRule, folding: BatchNormFoldi
 
 
 def trained_activation(
-    profile: DeviceProfile, network: NetworkDescription, tensor: TensorInfo, given: Form | None
+    profile: DeviceProfile, network: NetworkDescription, tensor: TensorInfo, kind: OpKind, given: Form | None
 ) -> ActivationForms:
     """Choose the forms of a tensor with trained scales.
 
     A device that wants signed symmetric b bits on a tensor that is never negative gets the grid that was trained
     for unsigned b − 1 bits: the two hold the same values, the negative half is never used.
 
+    Args:
+        profile: The device.
+        network: The network and its elastic space.
+        tensor: One of its trained tensors.
+        kind: Operator that computes it.
+        given: The trained form that a subnet prescribes, or None for the profile's default.
+
     Raises:
         ProfileError: If the profile's form is not trained, or the given form is not allowed.
     """
     activations, space = profile.activations, network.space
-    rule = activations.rule(tensor.op, non_negative=tensor.non_negative)
+    rule = activations.rule(kind, non_negative=tensor.non_negative)
     boundary = tensor.name in network.boundary_tensors
     bits = _allowed_bits(rule.bits, activations.boundary_bits, space.boundary_bits, boundary=boundary)
     halved = _loses_negative_half(rule, tensor)
@@ -148,7 +157,7 @@ def trained_activation(
         if field == "bits" and boundary and activations.boundary_bits:
             return _Request(profile.name, f"tensor {tensor.name!r}", "activations.boundary_bits")
         base = "activations.non_negative" if tensor.non_negative else "activations.signed"
-        key = _key(base, activations.operators, tensor.op, field, "activations")
+        key = _key(base, activations.operators, kind, field, "activations")
         return _Request(profile.name, f"tensor {tensor.name!r}", key)
 
     if given is not None:
@@ -168,6 +177,10 @@ def trained_activation(
         trained = space.activation_form(width, symmetry, non_negative=tensor.non_negative)
         reasons = [f"{request('bits').key}: {bits[0]}"]
         reasons += ["" if tensor.non_negative else _second_choice("symmetry", rule.symmetry, symmetry)]
+    if rule.range is IntegerRange.NARROW and not halved:
+        raise request("range").error(
+            "needs the narrow range, which no activation is trained on: not supported yet", "write range: full"
+        )
     device = _device_activation_form(trained.bits + int(halved), symmetry, rule)
     if halved:
         reasons.append(f"never negative, so signed symmetric {device.bits} bits hold unsigned {trained.bits} bits")
@@ -175,18 +188,23 @@ def trained_activation(
     return ActivationForms(trained, device, text)
 
 
-def calibrated_activation(profile: DeviceProfile, tensor: TensorInfo) -> ActivationForms:
+def calibrated_activation(profile: DeviceProfile, tensor: TensorInfo, kind: OpKind) -> ActivationForms:
     """Choose the device's form of a tensor that training gave no scale.
+
+    Args:
+        profile: The device.
+        tensor: The tensor.
+        kind: Operator that computes it.
 
     Raises:
         ProfileError: If the form cannot be calibrated yet.
     """
     activations = profile.activations
-    rule = activations.rule(tensor.op, non_negative=tensor.non_negative)
-    override = activations.operators.get(tensor.op)
+    rule = activations.rule(kind, non_negative=tensor.non_negative)
+    override = activations.operators.get(kind)
     base = "activations.non_negative" if tensor.non_negative else "activations.signed"
     if override is not None and override.bits is not None:
-        key, bits = f"activations.operators.{tensor.op}.bits", override.bits[0]
+        key, bits = f"activations.operators.{kind}.bits", override.bits[0]
     elif activations.calibrated_bits is not None:
         key, bits = "activations.calibrated_bits", activations.calibrated_bits
     else:
@@ -238,8 +256,7 @@ def _trained_bits(bits: int, trained: tuple[int, ...], request: _Request, *, hal
     note = f" ({bits} bits signed symmetric on a tensor that is never negative)" if halved else ""
     raise request.error(
         f"needs {wanted} bits{note}, the supernet is trained for {_listed(trained)}",
-        f"nearest choice: {request.key.rpartition('.')[2]}: {nearest + int(halved)} in a profile that inherits from "
-        f"{request.profile}; or train for {wanted} bits",
+        f"nearest choice: {request.key}: {nearest + int(halved)}, or train the supernet for {wanted} bits",
     )
 
 
@@ -250,8 +267,7 @@ def _first_trained(allowed: tuple[_Choice, ...], trained: tuple[_Choice, ...], r
             return choice
     raise request.error(
         f"needs {_listed(allowed)}, the supernet is trained for {_listed(trained)}",
-        f"nearest choice: {request.key.rpartition('.')[2]}: {trained[0]} if the device can do it; or train for "
-        f"{allowed[0]}",
+        f"nearest choice: {request.key}: {trained[0]} if the device can do it, or train the supernet for {allowed[0]}",
     )
 
 
@@ -287,9 +303,7 @@ def _check_allowed(given: object, allowed: tuple[Any, ...], request: _Request, w
         )
 
 
-def _key(
-    base: str, overrides: Mapping[OpKind, Any], kind: OpKind, field: str, owner: str | None = None
-) -> str:
+def _key(base: str, overrides: Mapping[OpKind, Any], kind: OpKind, field: str, owner: str | None = None) -> str:
     """Key path of the rule that decides ``field``: the override's if it has one."""
     if kind in overrides and getattr(overrides[kind], field, None) is not None:
         return f"{owner or base}.operators.{kind}.{field}"

@@ -15,24 +15,27 @@ class Structure:
 
     Attributes:
         inside: Tensors that do not exist on the device, with the reason.
+        kind: Operator that computes a tensor: the layer, if it is a BatchNorm that is folded into one.
         producer: Operator that a tensor comes out of: the first one of its fused group.
         main_branch: Tensors that an addition reads in float because the addition is fused into the layer before
             it, with the name of the addition.
     """
 
     inside: dict[str, str]
+    kind: dict[str, OpKind]
     producer: dict[str, OpKind]
     main_branch: dict[str, str]
 
 
 def analyze(profile: DeviceProfile, network: NetworkDescription) -> Structure:
     """Find everything that runs as one on the device."""
-    producer = {tensor.name: tensor.op for tensor in network.tensors}
+    kind = {tensor.name: tensor.op for tensor in network.tensors}
     inside: dict[str, str] = {}
     folded = _folded_batch_norms(network)
     for name, layer in folded.items():
         inside[network.layer[layer].output_tensor] = f"{network.layer[layer].batch_norm} is folded into {layer}"
-        producer[name] = network.layer[layer].op
+        kind[name] = network.layer[layer].op
+    producer = dict(kind)
     for tensor in network.tensors:
         chain = _longest_chain(profile, network, tensor, folded)
         for passed in chain[:-1]:
@@ -40,7 +43,7 @@ def analyze(profile: DeviceProfile, network: NetworkDescription) -> Structure:
             inside.setdefault(passed, f"inside the fused group {text}")
         if chain:
             producer[chain[-1]] = producer[tensor.name]
-    return Structure(inside, producer, _main_branches(profile, network, producer))
+    return Structure(inside, kind, producer, _main_branches(profile, network, producer))
 
 
 def only_reader(network: NetworkDescription, tensor: TensorInfo) -> TensorInfo | None:
@@ -64,9 +67,7 @@ def _longest_chain(
     profile: DeviceProfile, network: NetworkDescription, start: TensorInfo, folded: dict[str, str]
 ) -> list[str]:
     """Names of the tensors of the longest fused group that begins with the operation of ``start``."""
-    chains = [
-        _follow(network, start, group[1:], folded) for group in profile.operators.fused if group[0] is start.op
-    ]
+    chains = [_follow(network, start, group[1:], folded) for group in profile.operators.fused if group[0] is start.op]
     return max(chains, key=len, default=[])
 
 

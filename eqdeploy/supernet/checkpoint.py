@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from eqdeploy.data.augmentation import Augmentation
 from eqdeploy.data.preprocessing import Preprocessing
-from eqdeploy.errors import CheckpointError, EqDeployError, OutputError
+from eqdeploy.errors import CheckpointError, EqDeployError, MissingDependencyError, OutputError
 from eqdeploy.network import ElasticSpace
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.supernet.supernet import Supernet
@@ -181,10 +181,15 @@ def load_checkpoint(
     try:
         space = _space(metadata.space)
         preprocessing = Preprocessing.from_json(metadata.preprocessing, where=f"{path}: preprocessing")
+        if len(metadata.input_shape) == 3 and tuple(metadata.input_shape) != preprocessing.shape:
+            raise CheckpointError(
+                f"input_shape {metadata.input_shape} is not what preprocessing makes, {list(preprocessing.shape)}",
+                where=f"{path}: input_shape",
+            )
         augmentation = Augmentation(shift=metadata.augmentation.shift, flip=metadata.augmentation.flip)
         float_model = _float_model(metadata.architecture, build) if model is None else model
         supernet = Supernet.from_float(float_model, torch.zeros((2, *metadata.input_shape)), space)
-    except CheckpointError:
+    except (CheckpointError, MissingDependencyError):
         raise
     except (ValueError, EqDeployError) as error:
         raise CheckpointError(str(error), where=str(path)) from error

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import copy
-import operator
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from eqdeploy.errors import UnsupportedOperationError
-from eqdeploy.supernet.operations import module_of
+from eqdeploy.supernet.canonical import (
+    pass_inputs_by_position,
+    rename_clashing,
+    replace_adaptive_pools,
+    split_gated_activations,
+    split_spatial_means,
+    use_dropout_modules,
+    use_float_bounds,
+)
+from eqdeploy.supernet.in_place import make_out_of_place
+from eqdeploy.supernet.modes import evaluation_mode
+from eqdeploy.supernet.operations import ELASTIC_MODULES
+from eqdeploy.supernet.shapes import propagate_shapes
 
-_OUT_OF_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.imul: operator.mul,
-    torch.relu_: torch.relu,
-    torch.sigmoid_: torch.sigmoid,
-    torch.clamp_: torch.clamp,
-}
+#: Largest difference between the model and its canonical graph, relative to the largest output.
+_TOLERANCE = 1e-3
 
 
 class _Tracer(fx.Tracer):
@@ -47,159 +52,174 @@ class _Tracer(fx.Tracer):
 def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
     """Trace a model into a graph of out-of-place, canonical operations with known shapes.
 
-    SiLU and Hardswish become a gate and a multiplication, a mean over height and width keeps its axes, adaptive
-    average pools become ordinary ones, in-place operations are replaced. The model itself is not changed.
+    The model is traced as it behaves in evaluation mode; functional dropout still follows the mode. SiLU and
+    Hardswish become a gate and a multiplication, a mean over height and width keeps its axes, adaptive average
+    pools become ordinary ones, in-place operations are replaced. Optional arguments take their defaults. The
+    result is compared with the model on random values.
 
     Args:
-        model: Any module that torch.fx can trace.
+        model: Any module that torch.fx can trace; it is copied, not changed. Parameters become float32.
         example_input: One batch, shape (N, ...), N >= 2; its values do not matter.
 
     Returns:
-        A graph module with copies of the model's modules. Each tensor node carries ``meta["tensor_meta"]``.
+        A graph module with copies of the model's modules and a shape for every tensor,
+        :func:`eqdeploy.supernet.shapes.tensor_shape`.
 
     Raises:
-        UnsupportedOperationError: If the model cannot be traced, fails on the example, or takes several inputs.
+        UnsupportedOperationError: If the model cannot be traced, fails on the example, takes several inputs, or
+            computes something else than its graph.
     """
-    model = copy.deepcopy(model)
-    tracer = _Tracer()
+    _refuse_computed_weights(model)
     try:
-        graph = tracer.trace(model)
-    except Exception as error:
+        model = copy.deepcopy(model).float()
+    except Exception as error:  # copying runs code of the user's modules
         raise UnsupportedOperationError(
-            f"torch.fx cannot trace this model: {error}",
-            where=tracer.path[-1] if tracer.path else type(model).__name__,
-            hint="replace data-dependent control flow, or wrap that part in a module without quantizable layers",
+            f"the model cannot be copied: {_first_line(error)}", where=type(model).__name__
         ) from error
-    graph_module = fx.GraphModule(model, graph, class_name=type(model).__name__)
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for extra in placeholders[1:]:
-        if not extra.args:
-            raise UnsupportedOperationError("the model takes several inputs", where=extra.name, hint="one is supported")
-        extra.replace_all_uses_with(extra.args[0])  # an optional argument: its default is a constant
-        graph.erase_node(extra)
-    _use_out_of_place(graph_module)
+    modes = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    probe = _probe(example_input)
+    expected = _run(model, probe)
+    graph_module = _symbolic_trace(model)
     propagate_shapes(graph_module, example_input)
-    _split_spatial_means(graph_module)
-    _replace_adaptive_pools(graph_module)
-    _split_gated_activations(graph_module)
-    graph.eliminate_dead_code()
-    graph.lint()
-    graph_module.recompile()
+    _canonicalize(graph_module)
     propagate_shapes(graph_module, example_input)
+    _compare(expected, _run(graph_module, probe), type(model).__name__)
+    for name, module in graph_module.named_modules():
+        module.training = modes.get(name, modes[""])
     return graph_module
 
 
-def propagate_shapes(graph_module: fx.GraphModule, example_input: Tensor) -> None:
-    """Run the example through the graph once, in evaluation mode, and note every shape.
+def _symbolic_trace(model: nn.Module) -> fx.GraphModule:
+    """Run torch's tracer; optional arguments take their defaults."""
+    parameters = list(inspect.signature(type(model).forward).parameters.values())[2:]
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.default is None or type(parameter.default) in (bool, int, float, str)
+    }
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model, concrete_args=defaults or None)
+    except Exception as error:  # tracing runs the user's forward
+        raise UnsupportedOperationError(
+            f"torch.fx cannot trace this model: {_first_line(error)}",
+            where=tracer.path[-1] if tracer.path else type(model).__name__,
+            hint="replace data-dependent control flow, or wrap that part in a module without quantizable layers",
+        ) from error
+    for extra in [node for node in graph.nodes if node.op == "placeholder"][1:]:
+        _remove_optional_input(graph, extra)
+    return fx.GraphModule(model, graph, class_name=type(model).__name__)
+
+
+def _remove_optional_input(graph: fx.Graph, node: fx.Node) -> None:
+    """Remove an input that is unused or has a default.
 
     Raises:
-        UnsupportedOperationError: If the model fails on the example.
+        UnsupportedOperationError: If the model needs the input.
     """
-    modes = {module: module.training for module in graph_module.modules()}
-    graph_module.eval()
-    try:
-        with torch.no_grad():
-            ShapeProp(graph_module).propagate(example_input)
-    except Exception as error:
-        raise UnsupportedOperationError(
-            f"the model fails on an input of shape {tuple(example_input.shape)}: {str(error).splitlines()[0]}"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    users = list(node.users)
+    for user in users:  # the tracer's own check that the argument has its default
+        for check in list(user.users):
+            if check.target is torch._assert:
+                graph.erase_node(check)
+        if not user.users:
+            graph.erase_node(user)
+    if node.users:
+        if not node.args:
+            raise UnsupportedOperationError("the model takes several inputs", where=node.name, hint="one is supported")
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    graph.erase_node(node)
 
 
-def tensor_shape(node: fx.Node) -> tuple[int, ...] | None:
-    """Shape of a node's tensor, batch axis included; None when the node is no tensor."""
-    shape = getattr(node.meta.get("tensor_meta"), "shape", None)
-    return None if shape is None else tuple(shape)
-
-
-def _use_out_of_place(graph_module: fx.GraphModule) -> None:
-    """Make every operation return a new tensor, so that each tensor of the graph keeps its value."""
-    for module in graph_module.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
-    for node in graph_module.graph.nodes:
-        if node.op == "call_function":
-            node.target = _OUT_OF_PLACE.get(node.target, node.target)
-            if "inplace" in node.kwargs:
-                node.kwargs = {**node.kwargs, "inplace": False}
-        elif node.op == "call_method":
-            name = str(node.target)
-            if name.endswith("_") and not name.endswith("__") and hasattr(Tensor, name[:-1]):
-                node.target = name[:-1]
-
-
-def _split_spatial_means(graph_module: fx.GraphModule) -> None:
-    """Rewrite ``x.mean([2, 3])`` into a mean that keeps its axes, then a flatten."""
+def _canonicalize(graph_module: fx.GraphModule) -> None:
+    """Bring a traced graph with known shapes into canonical form."""
     graph = graph_module.graph
-    for node in list(graph.nodes):
-        if node.target not in (torch.mean, "mean") or len(tensor_shape(node.args[0]) or ()) != 4:
-            continue
-        axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-        if not isinstance(axes, list | tuple) or sorted(axis % 4 for axis in axes) != [2, 3] or keep:
-            continue
-        with graph.inserting_before(node):
-            pooled = graph.create_node(
-                "call_function", torch.mean, (node.args[0], [2, 3], True), name=f"{node.name}_pool"
-            )
-            flat = graph.call_function(torch.flatten, (pooled, 1))
-        node.replace_all_uses_with(flat)
-        graph.erase_node(node)
+    pass_inputs_by_position(graph)
+    make_out_of_place(graph_module)
+    use_dropout_modules(graph_module)
+    use_float_bounds(graph_module)
+    split_spatial_means(graph)
+    replace_adaptive_pools(graph_module)
+    split_gated_activations(graph_module)
+    graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
+    rename_clashing(graph_module)
+    graph.lint()
+    graph_module.recompile()
 
 
-def _replace_adaptive_pools(graph_module: fx.GraphModule) -> None:
-    """Turn adaptive average pools into global or ordinary average pools, which runtimes know."""
-    graph = graph_module.graph
-    for node in list(graph.nodes):
-        module = module_of(graph_module, node)
-        if isinstance(module, nn.AdaptiveAvgPool2d):
-            size: Any = module.output_size
-        elif node.target is F.adaptive_avg_pool2d:
-            size = node.args[1] if len(node.args) > 1 else node.kwargs["output_size"]
-        else:
-            continue
-        shape = tensor_shape(node.args[0])
-        if shape is None or len(shape) != 4:
-            continue
-        wanted = (size, size) if isinstance(size, int) else tuple(size)
-        height, width = (shape[axis + 2] if wanted[axis] is None else int(wanted[axis]) for axis in range(2))
-        if (height, width) == shape[2:]:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-            continue
-        if shape[2] % height or shape[3] % width:
+def _refuse_computed_weights(model: nn.Module) -> None:
+    """Refuse quantizable layers whose weight or output is computed by something outside the layer.
+
+    Raises:
+        UnsupportedOperationError: If a layer has hooks, parametrizations or lazy parameters.
+    """
+    for name, module in model.named_modules():
+        if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
             raise UnsupportedOperationError(
-                f"adaptive average pooling from {shape[2]}x{shape[3]} to {height}x{width} has windows of unequal size",
-                where=node.name,
-                hint="use an input size that divides evenly",
+                "a lazy layer has no weights yet", where=name, hint="run the model once before converting it"
             )
-        kernel = (shape[2] // height, shape[3] // width)
-        with graph.inserting_before(node):
-            if (height, width) == (1, 1):
-                pooled = graph.create_node("call_function", torch.mean, (node.args[0], [2, 3], True), name=node.name)
-            else:
-                pooled = graph.create_node("call_function", F.avg_pool2d, (node.args[0], kernel), name=node.name)
-        node.replace_all_uses_with(pooled)
-        graph.erase_node(node)
-
-
-def _split_gated_activations(graph_module: fx.GraphModule) -> None:
-    """Rewrite SiLU and Hardswish as x · gate(x): two operations that devices quantize separately."""
-    graph = graph_module.graph
-    for node in list(graph.nodes):
-        module = module_of(graph_module, node)
-        gate: Callable[..., Any]
-        if isinstance(module, nn.SiLU) or node.target is F.silu:
-            gate = torch.sigmoid
-        elif isinstance(module, nn.Hardswish) or node.target is F.hardswish:
-            gate = F.hardsigmoid
-        else:
+        if not isinstance(module, tuple(ELASTIC_MODULES)):
             continue
-        with graph.inserting_before(node):
-            opened = graph.create_node("call_function", gate, (node.args[0],), name=f"{node.name}_gate")
-            product = graph.create_node("call_function", torch.mul, (node.args[0], opened), name=f"{node.name}_product")
-        node.replace_all_uses_with(product)
-        graph.erase_node(node)
+        if module._parameters.get("weight") is None:
+            raise UnsupportedOperationError(
+                "the weight is computed from other parameters",
+                where=name,
+                hint="call remove_parametrizations, remove_weight_norm or prune.remove first",
+            )
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise UnsupportedOperationError(
+                "the layer has forward hooks, which are not traced", where=name, hint="remove them"
+            )
+
+
+def _probe(example_input: Tensor) -> Tensor:
+    """Random values for one sample more than the example has: a fixed batch size shows."""
+    shape = (example_input.shape[0] + 1, *example_input.shape[1:])
+    if not example_input.is_floating_point():
+        return torch.zeros(shape, dtype=example_input.dtype, device=example_input.device)
+    generator = torch.Generator(device=example_input.device).manual_seed(0)
+    return torch.randn(shape, generator=generator, device=example_input.device)
+
+
+@torch.no_grad()
+def _run(model: nn.Module, probe: Tensor) -> list[Tensor]:
+    """All tensors that a model returns for an input, in evaluation mode.
+
+    Raises:
+        UnsupportedOperationError: If the model fails on the input.
+    """
+    try:
+        with evaluation_mode(model):
+            returned = model(probe.clone())
+    except Exception as error:  # the user's forward may raise anything
+        raise UnsupportedOperationError(
+            f"the model fails on an input of shape {tuple(probe.shape)}: {_first_line(error)}",
+            where=type(model).__name__,
+        ) from error
+    tensors: list[Tensor] = []
+    fx.node.map_aggregate(returned, lambda value: tensors.append(value) if isinstance(value, Tensor) else None)
+    return tensors
+
+
+def _compare(expected: list[Tensor], found: list[Tensor], where: str) -> None:
+    """Refuse a graph that does not compute what the model computes.
+
+    Raises:
+        UnsupportedOperationError: If the outputs differ by more than rounding.
+    """
+    for wanted, got in zip(expected, found, strict=True):
+        scale = float(wanted.abs().max()) if wanted.numel() and wanted.is_floating_point() else 0.0
+        if wanted.shape == got.shape and torch.allclose(got, wanted, rtol=0.0, atol=_TOLERANCE * scale, equal_nan=True):
+            continue
+        raise UnsupportedOperationError(
+            "the traced graph computes something else than the model",
+            where=where,
+            hint="common causes: overwriting a view of a tensor, hooks on the model, randomness in evaluation mode",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

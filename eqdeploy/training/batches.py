@@ -26,9 +26,9 @@ def derive_seed(seed: int, *purpose: int) -> int:
 
     Args:
         seed: Seed of the run, not negative.
-        purpose: Numbers that tell one purpose from the others.
+        purpose: Non-negative numbers that tell one purpose from the others.
     """
-    return int(np.random.SeedSequence([seed, *purpose]).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence(seed, spawn_key=purpose).generate_state(1, np.uint64)[0])
 
 
 def seeded_generator(seed: int, *purpose: int) -> torch.Generator:

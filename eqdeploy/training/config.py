@@ -225,9 +225,7 @@ class TrainingConfig(_Section):
         """
         changes = {"data": self.data if data is None else data, "seed": self.seed if seed is None else seed}
         try:
-            return TrainingConfig.model_validate(
-                {**dict(self), "schema": self.schema_version, **changes}, by_alias=True
-            )
+            return TrainingConfig.model_validate({**self.model_dump(by_alias=True), **changes})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise ProfileError(first["msg"], where=str(first["loc"][0])) from error

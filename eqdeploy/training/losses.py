@@ -42,12 +42,15 @@ def standardized_moments(weight: Tensor) -> Moments:
         weight: Real values, any shape, at least one value.
 
     Returns:
-        Both moments. A tensor whose values are all equal has no shape: both are 0, with zero gradients.
+        Both moments. A tensor whose values are all equal has none: both are about 0, with no gradient.
     """
     centered = weight - weight.mean()
     variance = centered.square().mean()
-    # The bound only acts where the values are constant; there it keeps 0 / 0 out of the loss and the gradients.
-    standardized = centered / variance.clamp_min(torch.finfo(weight.dtype).tiny).sqrt()
+    # The floor acts where the values differ by no more than the rounding of their mean: it keeps 0 / 0 and the
+    # enormous gradients beside it out of the training.
+    limits = torch.finfo(weight.dtype)
+    floor = (weight.detach().abs().max() * limits.eps).square().clamp_min(limits.tiny)
+    standardized = centered / torch.maximum(variance, floor).sqrt()
     square = standardized.square()
     return Moments(skewness=(square * standardized).mean(), kurtosis=square.square().mean())
 

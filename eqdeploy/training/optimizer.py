@@ -81,7 +81,7 @@ def first_not_finite(supernet: Supernet) -> str | None:
 
 
 #: What to try when a run diverges.
-DIVERGENCE_HINT = "lower the learning rate, or clip gradients harder; the last saved state is unharmed"
+DIVERGENCE_HINT = "lower the learning rate, or clip gradients harder"
 
 
 def _in_order(supernet: Supernet) -> Iterator[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import re
 import subprocess
 import sys
 import time
@@ -91,3 +92,13 @@ def test_network_of_another_size_is_refused_unless_resizing_is_asked_for() -> No
 def test_wrong_split_or_limit_is_a_usage_error(split: str, limit: int | None) -> None:
     with pytest.raises(UsageError):
         load_data("digits", split=split, preprocessing=DIGITS_PREPROCESSING, limit=limit)
+
+
+def test_example_in_the_documentation_runs() -> None:
+    text = (Path(eqdeploy.__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(example, names)
+    inputs = names["inputs"]
+    assert isinstance(inputs, np.ndarray)
+    assert (inputs.dtype, inputs.shape) == (np.float32, (597 % 128, 1, 8, 8))

@@ -1,0 +1,102 @@
+"""``config.json``: the resolved configuration of an artifact, enough to repeat the export and to validate it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import ValidationError as ModelError
+
+from eqdeploy.data import Preprocessing
+from eqdeploy.errors import ValidationError
+from eqdeploy.files import model_error, read_bounded, write_json
+from eqdeploy.plan import DevicePlan
+from eqdeploy.profile import DeviceProfile
+from eqdeploy.requests import ExportRequest
+
+CONFIGURATION_FILE = "config.json"
+SUBNET_FILE = "subnet.json"
+_MAXIMUM_BYTES = 16 << 20
+
+
+class Configuration(BaseModel):
+    """What an artifact was made from and with.
+
+    Attributes:
+        schema_version: Version of this layout.
+        profile: The whole profile, inherited keys and defaults included.
+        supernet: Name of the supernet.
+        data: Name of the data.
+        preprocessing: How images become inputs.
+        classes: Class names, in the order of the outputs.
+        seed: Seed of every random choice.
+        calibration_images: Largest number of images used for calibration.
+        parity_images: Largest number of images used for comparing integer codes.
+        min_accuracy: Gate on the accuracy of the exported model, None for none.
+        max_drop: Gate on the loss of accuracy against the float model, None for none.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    profile: dict[str, JsonValue]
+    supernet: str
+    data: str
+    preprocessing: dict[str, JsonValue]
+    classes: list[str]
+    seed: int
+    calibration_images: int
+    parity_images: int
+    min_accuracy: float | None
+    max_drop: float | None
+
+    def preprocessing_of(self, *, where: str) -> Preprocessing:
+        """The preprocessing as an object."""
+        return Preprocessing.from_json(self.preprocessing, where=where)
+
+
+def write_configuration(
+    directory: Path,
+    request: ExportRequest,
+    profile: DeviceProfile,
+    plan: DevicePlan,
+    *,
+    supernet: str,
+    data: str,
+    preprocessing: Preprocessing,
+    classes: tuple[str, ...],
+) -> None:
+    """Write ``config.json`` and ``subnet.json``, which ``--subnet`` accepts, into an artifact.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
+    configuration = Configuration(
+        profile=profile.model_dump(mode="json", by_alias=True),
+        supernet=supernet,
+        data=data,
+        preprocessing=preprocessing.to_json(),
+        classes=list(classes),
+        seed=request.seed,
+        calibration_images=request.calibration_images,
+        parity_images=request.parity_images,
+        min_accuracy=request.gates.min_accuracy,
+        max_drop=request.gates.max_drop,
+    )
+    write_json(directory / CONFIGURATION_FILE, configuration.model_dump(mode="json"))
+    subnet: dict[str, Any] = plan.subnet.to_json()
+    write_json(directory / SUBNET_FILE, subnet)
+
+
+def read_configuration(directory: Path) -> Configuration:
+    """Read ``config.json`` of an artifact.
+
+    Raises:
+        ValidationError: If it is missing or not what :func:`write_configuration` writes.
+    """
+    path = directory / CONFIGURATION_FILE
+    try:
+        return Configuration.model_validate_json(read_bounded(path, _MAXIMUM_BYTES, ValidationError))
+    except ModelError as reason:
+        raise model_error(reason, "a configuration", str(path), ValidationError) from reason

@@ -1,0 +1,162 @@
+"""``eqdeploy export``: from a supernet and device profiles to proven artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eqdeploy.artifact import artifact_directory, check_destination, write_artifact
+from eqdeploy.encoding_table import write_encodings
+from eqdeploy.errors import UsageError
+from eqdeploy.exporters.contract import Exporter, export_checked, get_exporter
+from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
+from eqdeploy.manifest import Provenance, write_manifest
+from eqdeploy.pipeline.configuration import write_configuration
+from eqdeploy.pipeline.proof import Predictions, Subject, prove
+from eqdeploy.pipeline.resolve import profile_digest
+from eqdeploy.pipeline.sources import ImageSets, LoadedSupernet, load_image_sets, load_subnet, load_supernet
+from eqdeploy.pipeline.subnets import activate_calibrated, freeze_active, predict
+from eqdeploy.plan import DevicePlan
+from eqdeploy.profile import DeviceProfile, load_profile
+from eqdeploy.progress import Progress
+from eqdeploy.report import ArtifactReport, CoverageSummary, PlanSummary, write_report
+from eqdeploy.requests import ExportRequest
+from eqdeploy.resolve import resolve
+from eqdeploy.results import ExportResult
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One profile of a request, resolved."""
+
+    profile: DeviceProfile
+    plan: DevicePlan
+    exporter: Exporter
+    directory: Path
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What all profiles of a request share."""
+
+    request: ExportRequest
+    loaded: LoadedSupernet
+    images: ImageSets
+    graph: FloatGraph
+    float_predictions: Predictions
+
+
+def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportResult, ...]:
+    """Export a supernet for every profile of a request.
+
+    Everything that can be refused is refused before any work: profiles, plans, exporters and destinations. An
+    artifact whose proof fails is written too, its report says why; see ``ArtifactReport.failure``.
+
+    Raises:
+        ProfileError: If a profile or subnet is invalid, or the supernet cannot serve it.
+        CheckpointError: If the supernet cannot be loaded.
+        DataError: If the images cannot be loaded or do not fit.
+        OutputError: If an output folder exists or cannot be written.
+        UsageError: If two profiles have the same name.
+    """
+    profiles = [load_profile(reference) for reference in request.profiles]
+    _refuse_equal_names(profiles)
+    exporters = [get_exporter(profile.export.format) for profile in profiles]
+    directories = [artifact_directory(request.output, profile.name) for profile in profiles]
+    for directory in directories:
+        check_destination(directory, force=request.force)
+    subnet = load_subnet(request.subnet)
+    with progress.stage(f"loading {request.supernet} and {request.data}"):
+        loaded = load_supernet(request.supernet, request.model)
+        network = loaded.checkpoint.supernet.network
+        plans = [resolve(profile, network, subnet) for profile in profiles]
+        images = load_image_sets(
+            request.data,
+            loaded.checkpoint.preprocessing,
+            tuple(loaded.checkpoint.metadata.classes),
+            calibration=request.calibration_images,
+        )
+    targets = [_Target(*parts) for parts in zip(profiles, plans, exporters, directories, strict=True)]
+    with progress.stage("exporting the network's structure"):
+        graph = export_float_graph(loaded.checkpoint.supernet)
+    source = _Source(request, loaded, images, graph, _predict_float(request, loaded, images, progress))
+    return tuple(_export(source, target, progress) for target in targets)
+
+
+def _refuse_equal_names(profiles: Sequence[DeviceProfile]) -> None:
+    """Refuse two profiles that would be written to one folder."""
+    names = [profile.name for profile in profiles]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two profiles are called {name!r}", where="--profile", hint="export them one at a time")
+
+
+def _predict_float(
+    request: ExportRequest, loaded: LoadedSupernet, images: ImageSets, progress: Progress
+) -> Predictions:
+    """Predictions of the supernet's weights without quantization."""
+    activate_calibrated(loaded.checkpoint, None, images.calibration, request.seed, progress)
+    return Predictions("float", predict(loaded.checkpoint, images.held_out))
+
+
+def _export(source: _Source, target: _Target, progress: Progress) -> ExportResult:
+    """Calibrate, freeze, write and prove one profile's model."""
+    request, loaded, images = source.request, source.loaded, source.images
+    checkpoint = loaded.checkpoint
+    progress.detail(f"{target.profile.name}: subnet {target.plan.subnet.digest[:12]}")
+    activate_calibrated(checkpoint, target.plan.subnet, images.calibration, request.seed, progress)
+    model = freeze_active(checkpoint, target.plan, source.graph, images.calibration, progress)
+    simulated = Predictions("simulated", predict(checkpoint, images.held_out))
+    provenance = _provenance(source, target)
+    with write_artifact(target.directory, force=request.force) as folder:
+        with progress.stage(f"writing {target.profile.export.format} files"):
+            export_checked(target.exporter, model, folder, target.profile.export.options)
+            write_encodings(folder, model)
+            write_configuration(
+                folder,
+                request,
+                target.profile,
+                target.plan,
+                supernet=loaded.name,
+                data=images.name,
+                preprocessing=checkpoint.preprocessing,
+                classes=tuple(checkpoint.metadata.classes),
+            )
+        subject = Subject(model=model, directory=folder, preprocessing=checkpoint.preprocessing)
+        proof = prove(
+            subject,
+            images.held_out,
+            (source.float_predictions, simulated),
+            request.gates,
+            parity_images=request.parity_images,
+            progress=progress,
+        )
+        report = ArtifactReport(
+            provenance=provenance,
+            plan=PlanSummary.of(target.plan),
+            folding=model.folded,
+            coverage=CoverageSummary.of(model.coverage, model.reasons),
+            static=proof.static,
+            parity=proof.parity,
+            accuracy=proof.accuracy,
+            operators=proof.operators,
+            notes=model.notes,
+        )
+        write_report(folder, report)
+        write_manifest(folder, provenance)
+    return ExportResult(directory=target.directory, report=report)
+
+
+def _provenance(source: _Source, target: _Target) -> Provenance:
+    """What an artifact was made from."""
+    return Provenance(
+        profile=target.profile.name,
+        profile_digest=profile_digest(target.profile),
+        supernet=source.loaded.name,
+        supernet_digest=source.loaded.digest,
+        subnet_digest=target.plan.subnet.digest,
+        data=source.images.name,
+        data_digest=source.images.digest,
+        seed=source.request.seed,
+    )

@@ -1,0 +1,43 @@
+"""``eqdeploy resolve``: what a device would get, without computing a number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from eqdeploy.budget import average_bits
+from eqdeploy.pipeline.sources import load_subnet, load_supernet
+from eqdeploy.profile import DeviceProfile, load_profile
+from eqdeploy.progress import Progress
+from eqdeploy.requests import ResolveRequest
+from eqdeploy.resolve import resolve
+from eqdeploy.results import ResolvedPlan
+
+
+def profile_digest(profile: DeviceProfile) -> str:
+    """SHA-256 of a profile's content, inherited keys and defaults included."""
+    content = json.dumps(profile.model_dump(mode="json", by_alias=True), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def resolve_profile(request: ResolveRequest, progress: Progress) -> ResolvedPlan:
+    """Resolve one profile for one supernet.
+
+    Raises:
+        ProfileError: If the profile or the subnet is invalid, or the supernet cannot serve it.
+        CheckpointError: If the supernet cannot be loaded.
+    """
+    profile = load_profile(request.profile)
+    subnet = load_subnet(request.subnet)
+    with progress.stage(f"loading {request.supernet}"):
+        loaded = load_supernet(request.supernet, request.model)
+    network = loaded.checkpoint.supernet.network
+    plan = resolve(profile, network, subnet)
+    bits = average_bits(plan, network)
+    return ResolvedPlan(
+        profile_digest=profile_digest(profile),
+        supernet=loaded.name,
+        plan=plan,
+        average_weight_bits=bits.weights,
+        average_activation_bits=bits.activations,
+    )

@@ -1,0 +1,51 @@
+"""Shapes of the tensors of a traced graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from eqdeploy.errors import UnsupportedOperationError
+from eqdeploy.supernet.modes import evaluation_mode
+
+_SHAPE = "eqdeploy_shape"
+
+
+class _ShapeRecorder(fx.Interpreter):
+    """Runs a graph and notes the shape of every tensor on its node."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.current: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.current = n
+        result = super().run_node(n)
+        n.meta[_SHAPE] = tuple(result.shape) if isinstance(result, Tensor) else None
+        return result
+
+
+def propagate_shapes(graph_module: fx.GraphModule, example_input: Tensor) -> None:
+    """Run the example through the graph once, in evaluation mode, and note every shape.
+
+    Raises:
+        UnsupportedOperationError: If an operation fails on the example.
+    """
+    recorder = _ShapeRecorder(graph_module)
+    try:
+        with torch.no_grad(), evaluation_mode(graph_module):
+            recorder.run(example_input.clone())
+    except Exception as error:  # the operations are the user's: they may raise anything
+        where = None if recorder.current is None else recorder.current.name
+        raise UnsupportedOperationError(
+            f"fails on an input of shape {tuple(example_input.shape)}: {str(error).strip().splitlines()[0]}",
+            where=where,
+        ) from error
+
+
+def tensor_shape(node: fx.Node) -> tuple[int, ...] | None:
+    """Shape of a node's tensor, batch axis included; None when the node is no tensor."""
+    shape: tuple[int, ...] | None = node.meta.get(_SHAPE)
+    return shape

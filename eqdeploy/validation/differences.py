@@ -1,0 +1,255 @@
+"""Why a runtime's codes differ from the reference, tensor by tensor and code by code.
+
+Every differing code is judged where it arises: from the runtime's own codes of the tensors before it, the region up
+to the next encoded tensor is evaluated again, with the reference's arithmetic and with exact real numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from eqdeploy.quant.encoding import Encoding
+from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter
+from eqdeploy.validation.reference.exact import Estimate, ExactCodes, ExactNumbers, ExactValue, estimate
+from eqdeploy.validation.reference.graph import Graph, Walk
+from eqdeploy.validation.reference.integer import IntegerReference
+from eqdeploy.validation.reference.kernels import LINEAR
+from eqdeploy.validation.reference.runtime_kernels import table_softmax_codes
+
+#: How near to half-way, in steps of the scale, counts as exactly half-way.
+TIE_TOLERANCE = 1e-12
+
+
+class Kind(StrEnum):
+    """Why a code differs."""
+
+    #: The exact number lies half-way between two codes; kernels that add the zero-point first round the other way.
+    TIE = "tie"
+    #: The exact number lies so near to half-way that float32 arithmetic may give either code.
+    FLOAT_ROUNDING = "float_rounding"
+    #: The runtime rounded a float bias to int32 when it fused the layer.
+    RUNTIME_BIAS_ROUNDING = "runtime_bias_rounding"
+    #: The runtime's table-based Softmax divides by ``floor(1 / scale)``.
+    RUNTIME_SOFTMAX = "runtime_softmax"
+    #: The codes before it differ already; from these, the code is right.
+    PROPAGATED = "propagated"
+    #: None of these.
+    UNEXPLAINED = "unexplained"
+
+
+@dataclass(frozen=True)
+class TensorDifferences:
+    """Differing codes of one tensor.
+
+    Attributes:
+        codes: Number of codes compared.
+        differing: Number of codes that differ from the reference.
+        kinds: Differing codes by kind; kinds that do not occur are left out.
+        max_lsb: Largest difference of two codes.
+    """
+
+    codes: int
+    differing: int
+    kinds: dict[Kind, int]
+    max_lsb: int
+
+    def plus(self, other: TensorDifferences) -> TensorDifferences:
+        """Differences of both."""
+        kinds = {kind: self.kinds.get(kind, 0) + other.kinds.get(kind, 0) for kind in Kind}
+        return TensorDifferences(
+            codes=self.codes + other.codes,
+            differing=self.differing + other.differing,
+            kinds={kind: count for kind, count in kinds.items() if count},
+            max_lsb=max(self.max_lsb, other.max_lsb),
+        )
+
+
+class Examiner:
+    """Explains differences between the codes of a runtime and those of the reference.
+
+    Args:
+        reference: The reference.
+    """
+
+    def __init__(self, reference: IntegerReference) -> None:
+        self.reference = reference
+        self._graph = reference.graph
+        self._exact: Walk[ExactValue] = Walk(self._graph, ExactNumbers())
+
+    def compare(
+        self,
+        images: NDArray[np.float32],
+        expected: Mapping[str, NDArray[Any]],
+        observed: Mapping[str, NDArray[Any]],
+    ) -> dict[str, TensorDifferences]:
+        """Compare the codes of one batch.
+
+        Args:
+            images: The images.
+            expected: Codes of the reference by tensor name.
+            observed: Codes of the runtime by tensor name; tensors that could not be observed are missing.
+
+        Returns:
+            One entry for every observed tensor, in order of execution.
+        """
+        differs = {name: expected[name] != observed[name] for name in self._graph.encodings if name in observed}
+        wrong = [name for name, mask in differs.items() if mask.any()]
+        local = self.reference.follow(images, observed).codes if wrong else {}
+        complete = {**local, **observed}
+        results = {}
+        for name, mask in differs.items():
+            kinds: dict[Kind, int] = {}
+            distance = 0
+            if name in wrong:
+                kinds = self._kinds(images, name, mask, local[name], complete)
+                distance = int(np.abs(expected[name].astype(np.int32) - observed[name].astype(np.int32)).max())
+            results[name] = TensorDifferences(int(mask.size), int(mask.sum()), kinds, distance)
+        return results
+
+    def output_is_explained(
+        self,
+        images: NDArray[np.float32],
+        name: str,
+        observed: Mapping[str, NDArray[Any]],
+        output: NDArray[Any],
+    ) -> bool:
+        """Whether an output without an encoding is what float32 arithmetic gives from the runtime's own codes.
+
+        Args:
+            images: The images.
+            name: Name of the output.
+            observed: Codes of the runtime, of every encoded tensor.
+            output: What the runtime returned.
+        """
+        for graph in (self._graph, *([self._rounded.graph] if self._rounded is not None else [])):
+            walk: Walk[ExactValue] = self._exact if graph is self._graph else Walk(graph, ExactNumbers())
+            known = {key: codes.astype(np.int32) for key, codes in observed.items()}
+            value = walk.run(images, lambda _, __: np.zeros(0, np.int32), known=known, targets=[name])[name]
+            exact = estimate(value)
+            if output.shape == exact.value.shape and bool(
+                np.all(np.abs(output - exact.value) <= exact.error + np.finfo(np.float32).tiny)
+            ):
+                return True
+        return False
+
+    def _kinds(
+        self,
+        images: NDArray[np.float32],
+        name: str,
+        differs: NDArray[np.bool_],
+        local: NDArray[Any],
+        observed: Mapping[str, NDArray[Any]],
+    ) -> dict[Kind, int]:
+        """Count the differing codes of one tensor by kind."""
+        runtime = observed[name]
+        arises = differs & (runtime != local)
+        counts = {Kind.PROPAGATED: int(differs.sum() - arises.sum())}
+        if arises.any():
+            rows = np.flatnonzero(arises.reshape(len(arises), -1).any(axis=1))
+            batch = _Batch(images[rows], {key: codes[rows] for key, codes in observed.items()})
+            left = arises[rows]
+            for kind, mask in self._explanations(name, batch, local[rows]):
+                counts[kind] = counts.get(kind, 0) + int((left & mask).sum())
+                left &= ~mask
+                if not left.any():
+                    break
+            counts[Kind.UNEXPLAINED] = int(left.sum())
+        return {kind: count for kind, count in counts.items() if count}
+
+    def _explanations(
+        self, name: str, batch: _Batch, local: NDArray[Any]
+    ) -> Sequence[tuple[Kind, NDArray[np.bool_]]]:
+        """Possible explanations, each with the codes that it explains."""
+        runtime = batch.observed[name]
+        exact = _exact_codes(self._exact, name, batch)
+        low, high = exact.lowest(), exact.highest()
+        plausible = (low <= runtime) & (runtime <= high) & (low <= local) & (local <= high)
+        explanations = [(Kind.TIE, plausible & exact.is_tie(TIE_TOLERANCE)), (Kind.FLOAT_ROUNDING, plausible)]
+        if self._rounded is not None and self._has_float_bias(name):
+            rounded = _exact_codes(self._rounded_exact, name, batch)
+            mask = (rounded.lowest() <= runtime) & (runtime <= rounded.highest())
+            explanations.append((Kind.RUNTIME_BIAS_ROUNDING, mask))
+        softmax = table_softmax_codes(self._graph, name, batch.observed)
+        if softmax is not None:
+            explanations.append((Kind.RUNTIME_SOFTMAX, softmax == runtime))
+        return explanations
+
+    def _has_float_bias(self, name: str) -> bool:
+        """Whether the region of a tensor has a bias that the runtime may round."""
+        assert self._rounded is not None
+        changed = self._rounded.graph.model.parameters.keys() - self._graph.model.parameters.keys()
+        return any(changed.intersection(operation.inputs) for operation in self._graph.region(name))
+
+    @cached_property
+    def _rounded(self) -> IntegerReference | None:
+        """The same network with float biases rounded like ONNX Runtime does, None if it has none."""
+        model = with_rounded_biases(self._graph)
+        return None if model is None else IntegerReference(model)
+
+    @cached_property
+    def _rounded_exact(self) -> Walk[ExactValue]:
+        assert self._rounded is not None
+        return Walk(self._rounded.graph, ExactNumbers())
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Some images and the runtime's codes for them."""
+
+    images: NDArray[np.float32]
+    observed: dict[str, NDArray[Any]]
+
+
+def with_rounded_biases(graph: Graph) -> QuantizedModel | None:
+    """Round float biases to int32 as ONNX Runtime does when it optimizes (``WeightBiasQuantization``).
+
+        b_int = int32(round_half_to_even(b / (s_x · s_w)))   in float32
+
+    Args:
+        graph: The network.
+
+    Returns:
+        The network with these biases as integer parameters; None if no bias qualifies.
+    """
+    arrays = {tensor.name: tensor for tensor in graph.model.graph.graph.initializer}
+    rounded: dict[str, QuantizedParameter] = {}
+    for operation in graph.operations:
+        if operation.op_type not in LINEAR - {"MatMul"} or len(operation.inputs) < 3:
+            continue
+        data, weight, bias = operation.inputs[:3]
+        parameter = graph.model.parameters.get(weight)
+        if bias not in graph.constants or parameter is None or not graph.reads_codes(operation, data):
+            continue
+        scale = np.asarray(graph.encodings[data].scale * parameter.encoding.scale, np.float32)
+        real = numpy_helper.to_array(arrays[bias]).astype(np.float32)
+        if scale.ndim and scale.size != real.size:
+            continue
+        limits = np.iinfo(np.int32)
+        codes = np.clip(np.rint(real / scale), limits.min, limits.max).astype(np.int64).astype(np.int32)
+        zero_point = np.zeros(scale.shape, np.int32)
+        axis = 0 if scale.ndim else None
+        encoding = Encoding(scale, zero_point, int(limits.min), int(limits.max), 32, True, axis)
+        rounded[bias] = QuantizedParameter(bias, codes, encoding)
+    return replace(graph.model, parameters={**graph.model.parameters, **rounded}) if rounded else None
+
+
+def _exact_codes(walk: Walk[ExactValue], name: str, batch: _Batch) -> ExactCodes:
+    """Where exact numbers lie on the grid of one tensor, from the runtime's codes of the tensors before it."""
+    found: dict[str, ExactCodes] = {}
+    encoding = walk.graph.encodings[name]
+
+    def encode(tensor: str, value: ExactValue) -> NDArray[np.int32]:
+        found[tensor] = ExactCodes.of(value, encoding)
+        return batch.observed[tensor].astype(np.int32)
+
+    known = {tensor: codes.astype(np.int32) for tensor, codes in batch.observed.items()}
+    walk.run(batch.images, encode, known=known, targets=[name])
+    return found[name]

@@ -1,0 +1,192 @@
+"""AIMET encodings JSON, version 0.6.1: the file that SNPE takes as quantization overrides.
+
+The grid of this format is always unsigned: ``real = scale · (q + offset)`` with q in [0, 2^b − 1] and
+``offset <= 0``, so ``offset = −zero_point`` after signed integers were shifted by 2^(b−1). Symmetry is the string
+"True" or "False"; a JSON boolean is taken for asymmetric by AIMET's own reader. There is no axis: a list has one
+entry, or one for each output channel of the operation that reads the weight. Sources: AIMET, Quantization Encoding
+Specification (quic/aimet, Docs/api_docs/quantization_encoding_specification.rst) and aimet_onnx/quantsim.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import numpy as np
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from eqdeploy import __version__
+from eqdeploy.errors import ValidationError
+from eqdeploy.quant.encoding import Encoding
+
+VERSION: Literal["0.6.1"] = "0.6.1"
+
+#: Smallest width that the specification names; AIMET's and Qualcomm's tools are not documented for less.
+SMALLEST_DOCUMENTED_BITS = 4
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class AimetEncoding(_Model):
+    """One scale of one tensor."""
+
+    bitwidth: int = Field(ge=1, le=32)
+    dtype: Literal["int"]
+    is_symmetric: Literal["True", "False"]
+    max: float
+    min: float
+    offset: int = Field(le=0)
+    scale: float = Field(gt=0)
+
+
+Entries = Annotated[list[AimetEncoding], Field(min_length=1)]
+
+
+class QuantizerArguments(_Model):
+    """Remarks about the whole file; readers ignore them."""
+
+    activation_bitwidth: int
+    dtype: Literal["int"]
+    is_symmetric: Literal["True", "False"]
+    param_bitwidth: int
+    per_channel_quantization: Literal["True", "False"]
+    quant_scheme: str
+
+
+class Producer(_Model):
+    """Which program wrote the file."""
+
+    package: str
+    version: str
+
+
+class AimetFile(_Model):
+    """A whole encodings file."""
+
+    version: Literal["0.6.1"]
+    activation_encodings: dict[str, Entries]
+    param_encodings: dict[str, Entries]
+    quantizer_args: QuantizerArguments
+    producer: Producer
+
+
+def encode(encoding: Encoding) -> list[AimetEncoding]:
+    """Write an encoding as the list of entries that the format wants.
+
+    ``min`` and ``max`` span all 2^b codes even where the encoding's own range ends earlier (a narrow weight, an
+    activation behind ReLU6): SNPE computes its step as (max − min) / (2^b − 1), so a shorter span would be another
+    scale. As products of a float32 scale with an integer below 2^16 they are exact in JSON's float64.
+    """
+    grid = encoding.stored_as(signed=False)
+    last_code = (1 << grid.bits) - 1
+    symmetric = bool(np.all(grid.zero_point == 1 << (grid.bits - 1)))
+    entries = []
+    for scale, zero_point in zip(grid.scale.reshape(-1).tolist(), grid.zero_point.reshape(-1).tolist(), strict=True):
+        entries.append(
+            AimetEncoding(
+                bitwidth=grid.bits,
+                dtype="int",
+                is_symmetric="True" if symmetric else "False",
+                max=scale * (last_code - zero_point),
+                min=scale * -zero_point,
+                offset=-zero_point,
+                scale=scale,
+            )
+        )
+    return entries
+
+
+def decode(entries: list[AimetEncoding], *, axis: int | None, name: str) -> Encoding:
+    """Read the entries of one tensor as an unsigned encoding over the whole range of its width.
+
+    Args:
+        entries: One entry, or one for each channel.
+        axis: Channel axis of a per-channel tensor.
+        name: Tensor name for messages.
+
+    Raises:
+        ValidationError: If the entries contradict themselves or each other, or a scale is no float32.
+    """
+    first = entries[0]
+    if axis is None and len(entries) != 1:
+        raise ValidationError(f"{len(entries)} entries for a tensor with one scale", where=name)
+    last_code = (1 << first.bitwidth) - 1
+    for entry in entries:
+        if (entry.bitwidth, entry.is_symmetric) != (first.bitwidth, first.is_symmetric):
+            raise ValidationError("its channels differ in bitwidth or symmetry", where=name)
+        if (entry.min, entry.max) != (entry.scale * entry.offset, entry.scale * (entry.offset + last_code)):
+            raise ValidationError("min and max are not scale * offset and scale * (offset + 2^b - 1)", where=name)
+        if entry.offset < -last_code:
+            raise ValidationError(f"offset {entry.offset} lies outside the {entry.bitwidth}-bit range", where=name)
+    scales = np.array([entry.scale for entry in entries])
+    with np.errstate(over="ignore"):
+        exact = scales.astype(np.float32)
+    if not np.array_equal(exact.astype(np.float64), scales):
+        raise ValidationError("a scale is not a float32 number", where=name)
+    offsets = np.array([entry.offset for entry in entries])
+    if (first.is_symmetric == "True") != bool(np.all(offsets == -(1 << (first.bitwidth - 1)))):
+        raise ValidationError(f"is_symmetric is {first.is_symmetric} but offset is {first.offset}", where=name)
+    shape = () if axis is None else (len(entries),)
+    try:
+        return Encoding(
+            scale=exact.reshape(shape),
+            zero_point=(-offsets).astype(np.int32).reshape(shape),
+            q_min=0,
+            q_max=last_code,
+            bits=first.bitwidth,
+            signed=False,
+            axis=axis,
+        )
+    except ValueError as error:
+        raise ValidationError(str(error), where=name) from error
+
+
+def to_json(activations: dict[str, Encoding], parameters: dict[str, Encoding]) -> str:
+    """Write a whole file, tensors in alphabetical order.
+
+    Args:
+        activations: Encodings by ONNX tensor name.
+        parameters: Encodings by initializer name, without biases.
+    """
+    symmetric = all(entry.is_symmetric == "True" for encoding in parameters.values() for entry in encode(encoding))
+    per_channel = any(encoding.axis is not None for encoding in parameters.values())
+    document = AimetFile(
+        version=VERSION,
+        activation_encodings={name: encode(activations[name]) for name in sorted(activations)},
+        param_encodings={name: encode(parameters[name]) for name in sorted(parameters)},
+        quantizer_args=QuantizerArguments(
+            activation_bitwidth=max((encoding.bits for encoding in activations.values()), default=8),
+            dtype="int",
+            is_symmetric="True" if symmetric else "False",
+            param_bitwidth=max((encoding.bits for encoding in parameters.values()), default=8),
+            per_channel_quantization="True" if per_channel else "False",
+            quant_scheme="post_training_tf",
+        ),
+        producer=Producer(package="eqdeploy", version=__version__),
+    )
+    return json.dumps(document.model_dump(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def from_json(text: str, where: str) -> AimetFile:
+    """Read a whole file.
+
+    Args:
+        text: The document.
+        where: File name for messages.
+
+    Raises:
+        ValidationError: If it is no encodings file of this version; names the first wrong key.
+    """
+    try:
+        document = AimetFile.model_validate_json(text)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValidationError(first["msg"], where=f"{where}: {place}" if place else where) from error
+    both = sorted(set(document.activation_encodings) & set(document.param_encodings))
+    if both:
+        raise ValidationError("stands in both sections", where=f"{where}: {both[0]}")
+    return document

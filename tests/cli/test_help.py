@@ -1,0 +1,71 @@
+"""Help is complete and costs nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from eqdeploy import __version__
+from eqdeploy.cli.application import application
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "numpy", "yaml", "safetensors", "rich")
+
+#: The stable surface: every command with its options.
+COMMON = {"--json", "-q", "--quiet", "-v", "--verbose", "--debug", "-h", "--help"}
+SUPERNET = {"--supernet", "--model"}
+GATES = {"--min-accuracy", "--max-drop"}
+COMMANDS: dict[tuple[str, ...], set[str]] = {
+    ("export",): SUPERNET | GATES | {"--profile", "-o", "--out", "--data", "--subnet", "--force", "--seed"},
+    ("resolve",): SUPERNET | {"--profile", "--subnet"},
+    ("validate",): SUPERNET | GATES | {"--data", "--seed"},
+    ("eval",): SUPERNET | GATES | {"--data", "--profile", "--subnet", "--seed"},
+    ("train",): {"-o", "--out", "--model", "--data", "--seed", "--resume", "--force"},
+    ("inspect",): set(),
+    ("profiles", "list"): set(),
+    ("profiles", "show"): set(),
+    ("profiles", "validate"): set(),
+}
+
+
+@pytest.mark.parametrize("command", [(), ("profiles",), *COMMANDS], ids=" ".join)
+def test_help_imports_nothing_heavy(command: tuple[str, ...], tmp_path: Path, environment: dict[str, str]) -> None:
+    script = (
+        "import json, sys\n"
+        "from eqdeploy.cli.entry import run\n"
+        f"code = run([*{command!r}, '--help'])\n"
+        f"json.dump([code, sorted(set({HEAVY!r}) & set(sys.modules))], sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert json.loads(done.stderr) == [0, []]
+    assert "Usage: eqdeploy" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_its_stable_options(command: tuple[str, ...]) -> None:
+    found: Any = get_command(application)
+    for name in command:
+        found = found.commands[name]
+    options = {spelling for parameter in found.params for spelling in parameter.opts if spelling.startswith("-")}
+    assert options | {"-h", "--help"} == COMMANDS[command] | COMMON
+
+
+def test_no_other_command() -> None:
+    group: Any = get_command(application)
+    assert set(group.commands) == {names[0] for names in COMMANDS}
+    assert set(group.commands["profiles"].commands) == {names[1] for names in COMMANDS if len(names) == 2}
+
+
+def test_version(eqdeploy: Run) -> None:
+    done = eqdeploy("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"eqdeploy {__version__}\n", "")

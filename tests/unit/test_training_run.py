@@ -1,0 +1,305 @@
+"""Whole runs: repeatable, resumable after SIGKILL, and harmless when they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from eqdeploy.errors import CheckpointError, DataError, OutputError, ProfileError, TrainingError, UsageError
+from eqdeploy.supernet.checkpoint import load_checkpoint
+from eqdeploy.training.state import Phase
+from eqdeploy.training.trainer import RunFiles, train
+from eqdeploy.zoo import build
+from tests.unit.training_support import configuration, small_model, write_images
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Trains until a phase has done some steps, then kills its own process without a chance to clean up.
+KILLED_RUN = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+from eqdeploy.progress import SilentProgress
+from eqdeploy.training.config import TrainingConfig
+from eqdeploy.training.trainer import train
+from tests.unit.training_support import small_model
+
+class Killer(SilentProgress):
+    @contextmanager
+    def stage(self, description, *, total=None):
+        done = 0
+        def advance(amount):
+            nonlocal done
+            done += amount
+            if sys.argv[3] in description and done == int(sys.argv[4]):
+                os.kill(os.getpid(), signal.SIGKILL)
+        yield advance
+
+train(TrainingConfig.load(Path(sys.argv[1])), Path(sys.argv[2]), resume=True, model=small_model(), progress=Killer())
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images")
+
+
+class Listener:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[int]] = {}
+        self.notes: list[str] = []
+
+    @contextmanager
+    def stage(self, description: str, *, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        self.stages[description] = [0, total or 0]
+
+        def advance(amount: int) -> None:
+            self.stages[description][0] += amount
+
+        yield advance
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def detail(self, message: str) -> None:
+        pass
+
+
+class Interrupter(Listener):
+    """Presses Ctrl-C after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    @contextmanager
+    def stage(self, description: str, *, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        done = 0
+
+        def advance(amount: int) -> None:
+            nonlocal done
+            done += amount
+            if done == self.steps:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def kill_in(phase: Phase, step: int, config: Path, output: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, str(config), str(output), f"{phase} network", str(step)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+
+
+def test_a_run_killed_twice_ends_like_one_that_never_was(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, checkpoint_interval_steps=3)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train(config, straight, model=small_model())
+
+    kill_in(Phase.FLOAT, 8, data.parent / "train.yaml", killed)
+    left = files(killed)
+    assert set(left) == {"state.safetensors", "training.jsonl"}
+    assert left["training.jsonl"].count(b"\n") == 1 + 8  # two steps more than the state holds
+    kill_in(Phase.SUPERNET, 5, data.parent / "train.yaml", killed)
+    assert (killed / "training.jsonl").read_bytes().count(b'"phase": "supernet"') == 5
+    result = train(config, killed, resume=True, model=small_model())
+
+    assert result.resumed_at is not None
+    assert (result.resumed_at.phase, result.resumed_at.step) == (Phase.SUPERNET, 3)
+    assert files(killed) == files(straight)
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_caller_did_before(data: Path, tmp_path: Path) -> None:
+    config = configuration(data)
+    first = train(config, tmp_path / "a", model=small_model())
+    torch.rand(17)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    second = train(config, tmp_path / "b", model=small_model())
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert first.evaluation == second.evaluation
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+    train(config.overridden(seed=1), tmp_path / "c", model=small_model())
+    assert files(tmp_path / "a")["supernet.safetensors"] != files(tmp_path / "c")["supernet.safetensors"]
+
+
+def test_threads_are_those_of_the_configuration_and_put_back(data: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Watching(Listener):
+        def note(self, message: str) -> None:
+            seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    config = configuration(data, threads=2, float_training={"epochs": 0}, supernet_training={"epochs": 0})
+    train(config, tmp_path / "run", model=small_model(), progress=Watching())
+    assert seen == [2]
+    assert torch.get_num_threads() == before
+
+
+def test_a_run_learns_its_task_in_every_form(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, float_training={"epochs": 6}, supernet_training={"epochs": 8})
+    listener = Listener()
+    result = train(config, tmp_path / "run", model=small_model(), progress=listener)
+    assert result.float_accuracy > 0.9
+    assert len(result.evaluation.rows) == 12
+    assert all(row.accuracy > 0.8 for row in result.evaluation.rows if row.bits >= 4)
+    assert all(row.accuracy > 0.5 for row in result.evaluation.rows)  # 2 bits; chance is 0.25
+    assert listener.stages["training the float network"] == [36, 36]
+    assert listener.stages["training the supernet network"] == [48, 48]
+    assert listener.stages["evaluating all forms"] == [13, 13]
+
+
+def test_the_checkpoint_holds_what_was_trained(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, model={"architecture": "mlp", "arguments": {"classes": 4}})
+    result = train(config, tmp_path / "run")
+    loaded = load_checkpoint(result.checkpoint, build)
+    assert loaded.metadata.architecture.name == "mlp"
+    assert loaded.metadata.provenance["configuration"] == config.digest
+    assert loaded.preprocessing == config.preprocessing.to_preprocessing()
+    assert loaded.augmentation.shift == 1
+    assert not (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_the_log_has_a_line_for_every_step(data: Path, tmp_path: Path) -> None:
+    result = train(configuration(data), tmp_path / "run", model=small_model())
+    lines = [json.loads(line) for line in result.log.read_text().splitlines()]
+    assert lines[0]["schema"] == 1
+    phases = [line["phase"] for line in lines[1:]]
+    assert phases == ["float"] * 12 + ["float_evaluation"] + ["supernet"] * 12 + ["evaluation"]
+    step = lines[14]
+    assert list(step) == ["phase", "step", "learning_rate", "highest", "random", "lowest", "skewness", "kurtosis"]
+    assert (step["step"], step["learning_rate"]) == (0, 0.003)
+    assert lines[-1]["rows"] == [row.to_json() for row in result.evaluation.rows]
+
+
+def test_gains_stay_canonical_and_scales_positive(data: Path, tmp_path: Path) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.get_submodule("bn2").weight.fill_(1e-4)  # type: ignore[operator,union-attr]
+    config = configuration(data, supernet_training={"scale_learning_rate_factor": 1000.0})
+    result = train(config, tmp_path / "run", model=model)
+    supernet = load_checkpoint(result.checkpoint, build, model).supernet
+    assert supernet.get_parameter("graph_module.bn2.weight").min().item() >= 0
+    quantizer = supernet.weight_quantizer("conv2")
+    assert all(bool((quantizer.encoding(form).scale > 0).all()) for form in quantizer.forms)
+
+
+def test_a_damaged_parameter_is_named_and_never_saved(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    config = configuration(data, supernet_training={"learning_rate": 1e300}, checkpoint_interval_steps=1)
+    with pytest.raises(TrainingError, match=r"conv1\.weight: the parameter is not finite after step 1"):
+        train(config, output, model=small_model())
+    assert not (output / "supernet.safetensors").exists()
+    # What is saved is the start of the phase: it can be taken up, and fails again in the same place.
+    state = (output / "state.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match="after step 1"):
+        train(config, output, resume=True, model=small_model())
+    assert (output / "state.safetensors").read_bytes() == state
+
+
+def test_a_loss_that_overflows_names_the_step(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, supernet_training={"learning_rate": 1e30})
+    with pytest.raises(TrainingError, match=r"loss is \w+ at step \d"):
+        train(config, tmp_path / "run", model=small_model())
+
+
+def test_resuming_with_another_configuration_or_other_data_is_refused(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    config = configuration(data)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, output, model=small_model(), progress=Interrupter(3))
+    before = files(output)
+    changed = configuration(data, distillation={"temperature": 2.0})
+    with pytest.raises(TrainingError, match=r"distillation\.temperature was 1\.0 and is now 2\.0"):
+        train(changed, output, resume=True, model=small_model())
+    with pytest.raises(TrainingError, match="data was"):
+        train(config.overridden(data="digits"), output, resume=True, model=build("digits-resnet", {}))
+    data.rename(tmp_path / "moved")
+    write_images(data, training=80)
+    with pytest.raises(TrainingError, match=r"data_digests\.\w+ was"):
+        train(config, output, resume=True, model=small_model())
+    assert files(output) == before
+
+
+def test_what_exists_is_not_overwritten_by_accident(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    config = configuration(data, float_training={"epochs": 1}, supernet_training={"epochs": 1})
+    train(config, output, model=small_model())
+    before = files(output)
+    for resume in (False, True):
+        with pytest.raises(OutputError, match=r"supernet\.safetensors: the file exists already"):
+            train(config, output, resume=resume, model=small_model())
+    assert files(output) == before
+    train(config.overridden(seed=5), output, overwrite=True, model=small_model())
+    assert files(output) != before
+
+    RunFiles.of(output).checkpoint.unlink()
+    RunFiles.of(output).state.write_bytes(b"not a state")
+    with pytest.raises(OutputError, match="unfinished training"):
+        train(config, output, model=small_model())
+    with pytest.raises(CheckpointError, match="cannot read the training state"):
+        train(config, output, resume=True, model=small_model())
+    train(config, output, overwrite=True, model=small_model())
+    assert files(output) == before
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    listener = Listener()
+    with pytest.raises(OutputError):
+        train(configuration(data), tmp_path / "file", model=small_model(), progress=listener)
+    assert not listener.stages
+
+
+def test_a_network_for_other_classes_is_refused(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, model={"architecture": "mlp", "arguments": {"classes": 7}})
+    with pytest.raises(ProfileError, match=r"returns \(7,\) for an image, the data have 4 classes"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_is_needed(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.architecture"):
+        train(configuration(data), tmp_path / "run")
+
+
+def test_missing_data_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="absent"):
+        train(configuration(tmp_path / "absent"), tmp_path / "run", model=small_model())
+
+
+def test_training_and_held_out_images_need_the_same_classes(data: Path, tmp_path: Path) -> None:
+    (data / "test.npz").unlink()
+    write_images(tmp_path / "other", held_out=2)
+    (tmp_path / "other" / "test.npz").rename(data / "test.npz")
+    with pytest.raises(DataError, match="different classes"):
+        train(configuration(data), tmp_path / "run", model=small_model())
+
+
+def test_training_on_the_held_out_images_is_said(data: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    config = configuration(data / "train.npz", float_training={"epochs": 0}, supernet_training={"epochs": 0})
+    train(config, tmp_path / "run", model=small_model(), progress=listener)
+    assert "the held-out images are the training images" in listener.notes[0]
