@@ -110,6 +110,10 @@ class ModelBuilder:
             inputs.append(self._bias(f"{name}.bias", source, weight.encoding, bias))
         return self.node(name, op_type, inputs, **attributes)
 
+    def drop(self, name: str) -> None:
+        """Remove an operation again but keep its parameters, to read them in another way."""
+        self._nodes = [node for node in self._nodes if node.name != name]
+
     def encode(
         self,
         name: str,
@@ -212,7 +216,7 @@ class ModelBuilder:
         """Make a bias of the scale that the layer's input and weight prescribe."""
         real = self._random.normal(0, 0.1, size=channels).astype(np.float32)
         if self.forms.bias is BiasFormat.FLOAT or source not in self.encoded:
-            return self.constant(name, real)
+            return self.constant(name, np.round(real * 1024) / 1024)
         scale = np.asarray(self.encoded[source].encoding.scale * weight.scale, np.float32)
         if scale.ndim and scale.size != channels:
             scale = np.tile(scale, channels // scale.size)

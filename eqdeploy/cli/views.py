@@ -84,7 +84,8 @@ def view_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> R
 def view_yaml(document: Mapping[str, object]) -> RenderableType:
     """Lay out plain data as YAML."""
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100).rstrip("\n")
-    return Text(text, no_wrap=True, overflow="ignore")  # a line break of the terminal would change its meaning
+    # Lines must not be broken at the terminal's width. In a group, since rich forgets the setting of a text alone.
+    return Group(Text(text, no_wrap=True, overflow="ignore"))
 
 
 def _accuracies(rows: Sequence[AccuracyRow]) -> RenderableType:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,11 @@ import onnx
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnx_ir.passes.common import AddInitializersToInputsPass, RemoveInitializersFromInputsPass
+from onnx_ir.passes.common import (
+    AddInitializersToInputsPass,
+    LiftConstantsToInitializersPass,
+    RemoveInitializersFromInputsPass,
+)
 from onnxscript import optimizer
 from torch import Tensor, fx, nn
 
@@ -93,14 +97,18 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
         ) from error
     assert program is not None  # dynamo=True without a file always returns a program
     model = program.model
-    _remove_markers(model.graph)
-    _use_global_average_pool(model.graph, supernet.network)
+    parameters = frozenset(module.state_dict())
+    _forget_names(model.graph, parameters)
     # As inputs the weights are no constants, so that folding leaves them alone.
     AddInitializersToInputsPass()(model)
     optimizer.fold_constants(model)
     RemoveInitializersFromInputsPass()(model)
+    # Only now: rewriting would lose the names of values.
+    _remove_markers(model.graph)
+    _use_global_average_pool(model.graph, supernet.network)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     optimizer.remove_unused_nodes(model)
-    _name_nodes(model.graph, supernet.network)
+    _name_nodes(model.graph, supernet.network, parameters)
     _strip(model)
     return FloatGraph(model)
 
@@ -166,6 +174,14 @@ def _plain(module: nn.Module, *, with_bias: bool) -> nn.Module:
     return plain
 
 
+def _forget_names(graph: ir.Graph, parameters: Collection[str]) -> None:
+    """Rename everything but inputs and parameters, so that no name of torch's is taken for one of the network's."""
+    values = [value for node in graph for value in node.outputs]
+    values += [value for name, value in graph.initializers.items() if name not in parameters]
+    for index, value in enumerate(values):
+        value.name = f"/{index}"
+
+
 def _remove_markers(graph: ir.Graph) -> None:
     """Give marked values their names and drop the markers."""
     named: set[ir.Value] = set()
@@ -203,8 +219,8 @@ def _use_global_average_pool(graph: ir.Graph, network: NetworkDescription) -> No
         graph.remove(node, safe=True)
 
 
-def _name_nodes(graph: ir.Graph, network: NetworkDescription) -> None:
-    """Name each node after the tensor it computes, helper nodes after the tensor they help with."""
+def _name_nodes(graph: ir.Graph, network: NetworkDescription, parameters: Collection[str]) -> None:
+    """Name each node after the tensor it computes, helper nodes and constants after the tensor they help with."""
     owners: dict[ir.Node, str] = {}
     for node in reversed(list(graph)):
         own = next((value.name for value in node.outputs if value.name in network.tensor), None)
@@ -225,6 +241,10 @@ def _name_nodes(graph: ir.Graph, network: NetworkDescription) -> None:
         node.name = f"{owner}/{index}"
         for position, value in enumerate(node.outputs):
             value.name = f"{owner}/{index}" if position == 0 else f"{owner}/{index}.{position}"
+    for name, constant in list(graph.initializers.items()):
+        if name not in parameters:
+            use = constant.uses()[0]
+            constant.name = f"{use.node.name}/input{use.idx}"
 
 
 def _strip(model: ir.Model) -> None:

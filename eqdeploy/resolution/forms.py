@@ -252,11 +252,13 @@ def _trained_bits(bits: int, trained: tuple[int, ...], request: _Request, *, hal
     wanted = bits - int(halved)
     if wanted in trained:
         return wanted
-    nearest = min(trained, key=lambda width: (abs(width - wanted), -width))
     note = f" ({bits} bits signed symmetric on a tensor that is never negative)" if halved else ""
+    possible = [width + int(halved) for width in trained if width + int(halved) <= MAXIMUM_BITS]
+    nearest = min(possible, key=lambda width: (abs(width - bits), -width), default=None)
+    hint = f"train the supernet for {wanted} bits"
     raise request.error(
         f"needs {wanted} bits{note}, the supernet is trained for {_listed(trained)}",
-        f"nearest choice: {request.key}: {nearest + int(halved)}, or train the supernet for {wanted} bits",
+        hint if nearest is None else f"nearest choice: {request.key}: {nearest}, or {hint}",
     )
 
 

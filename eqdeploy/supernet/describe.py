@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -11,7 +12,7 @@ from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.network import LAYER_KINDS, ElasticSpace, LayerInfo, NetworkDescription, OpKind, TensorInfo
 from eqdeploy.supernet.layers import channel_axis
 from eqdeploy.supernet.operations import Operation, classify, module_of, vanishes
-from eqdeploy.supernet.tracing import tensor_shape
+from eqdeploy.supernet.shapes import tensor_shape
 
 #: Operations whose output lies between the smallest and the largest of their inputs.
 _BOUND_PRESERVING = frozenset(
@@ -58,12 +59,12 @@ def describe(graph_module: fx.GraphModule, space: ElasticSpace) -> NetworkDescri
             continue
         inputs = _inputs(node, sources)
         operation = classify(graph_module, node)
-        drafts[node.name] = _Draft(node, operation, inputs, _propagate_bounds(operation, inputs, drafts), [])
+        drafts[node.name] = _Draft(node, operation, inputs, _propagate_bounds(node, operation, inputs, drafts), [])
         for name in inputs:
             drafts[name].readers.append(node.name)
     output = next(node for node in graph_module.graph.nodes if node.op == "output")
     returned = set(_inputs(output, sources))
-    layers = _layers(graph_module, drafts)
+    layers = _layers(graph_module, drafts, returned)
     for layer in layers:
         drafts[layer.input_tensor].trained = True
     return NetworkDescription(
@@ -100,13 +101,19 @@ def _inputs(node: fx.Node, sources: dict[fx.Node, tuple[str, ...]]) -> tuple[str
     return tuple(names)
 
 
-def _propagate_bounds(operation: Operation, inputs: tuple[str, ...], drafts: dict[str, _Draft]) -> tuple[float, float]:
+def _propagate_bounds(
+    node: fx.Node, operation: Operation, inputs: tuple[str, ...], drafts: dict[str, _Draft]
+) -> tuple[float, float]:
     """Smallest and largest value of a tensor that the graph guarantees."""
     given = [drafts[name].bounds for name in inputs]
+    if any(argument.op == "get_attr" for argument in node.all_input_nodes):
+        given.append((-math.inf, math.inf))  # parameters are trained: nothing is known of them
     low = min((bounds[0] for bounds in given), default=-math.inf)
     high = max((bounds[1] for bounds in given), default=math.inf)
     if operation.kind in _BOUND_PRESERVING:
         return (low, high)
+    if operation.kind is OpKind.CLIP:
+        return (max(operation.bounds[0], min(low, operation.bounds[1])), operation.bounds[1])
     if operation.kind in (OpKind.ADD, OpKind.MUL) and low >= 0.0:
         return (0.0, math.inf)
     if operation.kind is OpKind.RELU:
@@ -133,9 +140,10 @@ def _tensor_info(draft: _Draft, is_output: bool) -> TensorInfo:
     )
 
 
-def _layers(graph_module: fx.GraphModule, drafts: dict[str, _Draft]) -> tuple[LayerInfo, ...]:
+def _layers(graph_module: fx.GraphModule, drafts: dict[str, _Draft], returned: set[str]) -> tuple[LayerInfo, ...]:
     """List the quantizable layers in order of execution."""
     layers: list[LayerInfo] = []
+    calls = Counter(str(node.target) for node in graph_module.graph.nodes if node.op == "call_module")
     for draft in drafts.values():
         module = module_of(graph_module, draft.node)
         if draft.operation.kind not in LAYER_KINDS or module is None:
@@ -154,7 +162,9 @@ def _layers(graph_module: fx.GraphModule, drafts: dict[str, _Draft]) -> tuple[La
                 groups=getattr(module, "groups", 1),
                 input_tensor=draft.inputs[0],
                 output_tensor=draft.node.name,
-                batch_norm=_foldable_batch_norm(graph_module, draft, drafts),
+                batch_norm=(
+                    None if draft.node.name in returned else _foldable_batch_norm(graph_module, draft, drafts, calls)
+                ),
                 macs=_macs(draft, drafts, tuple(weight.shape)),
             )
         )
@@ -166,15 +176,21 @@ def _layers(graph_module: fx.GraphModule, drafts: dict[str, _Draft]) -> tuple[La
     return tuple(layers)
 
 
-def _foldable_batch_norm(graph_module: fx.GraphModule, draft: _Draft, drafts: dict[str, _Draft]) -> str | None:
-    """Path of the BatchNorm that is the only reader of a layer's output and keeps running statistics."""
+def _foldable_batch_norm(
+    graph_module: fx.GraphModule, draft: _Draft, drafts: dict[str, _Draft], calls: Counter[str]
+) -> str | None:
+    """Path of the BatchNorm that is the only reader of a layer's output, serves no other layer and keeps statistics."""
     if len(draft.readers) != 1 or len(draft.node.users) != 1:
         return None
     reader = drafts[draft.readers[0]]
     module = module_of(graph_module, reader.node)
+    path = str(reader.node.target)
     if reader.operation.kind is not OpKind.BATCH_NORM or getattr(module, "running_mean", None) is None:
         return None
-    return str(reader.node.target)
+    # BatchNorm normalizes axis 1; on sequences (N, L, C) that is not the axis of a Linear's output channels.
+    if calls[path] != 1 or (draft.operation.kind is OpKind.LINEAR and len(tensor_shape(draft.node) or ()) != 2):
+        return None
+    return path
 
 
 def _macs(draft: _Draft, drafts: dict[str, _Draft], weight_shape: tuple[int, ...]) -> int:
@@ -190,6 +206,7 @@ def _refuse_shared_layers(graph_module: fx.GraphModule) -> None:
     """Refuse layers that are called twice and weights that two layers share."""
     seen: dict[str, fx.Node] = {}
     owners: dict[int, str] = {}
+    read_directly = {str(node.target).rpartition(".")[0] for node in graph_module.graph.nodes if node.op == "get_attr"}
     for node in graph_module.graph.nodes:
         if classify(graph_module, node).kind not in LAYER_KINDS:
             continue
@@ -201,7 +218,13 @@ def _refuse_shared_layers(graph_module: fx.GraphModule) -> None:
                 hint="give each call its own module",
             )
         seen[path] = node
-        module = module_of(graph_module, node)
-        owner = owners.setdefault(id(getattr(module, "weight", None)), path)
-        if owner != path:
-            raise UnsupportedOperationError(f"the weight is shared with {owner}", where=path, hint="clone the weight")
+        if path in read_directly:
+            raise UnsupportedOperationError(
+                "a parameter of the layer is also read outside it", where=path, hint="clone the parameter"
+            )
+        for name, parameter in graph_module.get_submodule(path).named_parameters():
+            owner = owners.setdefault(id(parameter), path)
+            if owner != path:
+                raise UnsupportedOperationError(
+                    f"the {name} is shared with {owner}", where=path, hint="clone the parameter"
+                )

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import fx, nn
 
 from eqdeploy.network import OpKind
+from eqdeploy.supernet.shapes import tensor_shape
 
 #: Layers that become elastic. Exact types: a subclass may compute something else.
 ELASTIC_MODULES: Mapping[type[nn.Module], OpKind] = {
@@ -102,6 +103,10 @@ _METHODS: Mapping[str, OpKind] = {
 }
 
 
+#: Ways to resize an image that never leave the range of its values; cubic interpolation overshoots.
+_BOUNDED_RESIZES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "area")
+
+
 @dataclass(frozen=True)
 class Operation:
     """One node in our terms.
@@ -135,7 +140,7 @@ def vanishes(graph_module: fx.GraphModule, node: fx.Node) -> bool:
 def classify(graph_module: fx.GraphModule, node: fx.Node) -> Operation:
     """Say which operation a node is.
 
-    An addition or multiplication counts as such only between tensors: with a constant it is OTHER.
+    An addition or multiplication counts as such only between tensors: with a constant or a parameter it is OTHER.
     """
     if node.op == "placeholder":
         return Operation(OpKind.INPUT, "input")
@@ -150,7 +155,9 @@ def classify(graph_module: fx.GraphModule, node: fx.Node) -> Operation:
         kind = _FUNCTIONS.get(node.target, OpKind.OTHER) if callable(node.target) else OpKind.OTHER
     if kind in (OpKind.ADD, OpKind.MUL, OpKind.MATMUL) and not _all_tensors(node):
         kind = OpKind.OTHER
-    if _is_global_mean(node):
+    if kind is OpKind.RESIZE and _resize_mode(node) not in _BOUNDED_RESIZES:
+        kind = OpKind.OTHER
+    if spatial_mean_keeps_axes(node):
         kind = OpKind.GLOBAL_AVERAGE_POOL
     return Operation(kind, text, _function_bounds(node, kind))
 
@@ -165,7 +172,7 @@ def _classify_module(module: nn.Module) -> Operation:
         kind = OpKind.BATCH_NORM
     if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d) and _is_one(module.output_size):
         kind = OpKind.GLOBAL_AVERAGE_POOL
-    if isinstance(module, nn.Upsample) and module.mode != "nearest":
+    if isinstance(module, nn.Upsample) and module.mode not in _BOUNDED_RESIZES:
         kind = OpKind.OTHER
     bounds = (-math.inf, math.inf)
     if isinstance(module, nn.Hardtanh):  # ReLU6 is a Hardtanh
@@ -203,17 +210,33 @@ def _function_bounds(node: fx.Node, kind: OpKind) -> tuple[float, float]:
 
 
 def _all_tensors(node: fx.Node) -> bool:
-    """Whether a binary operation has two graph values as operands and nothing else (such as ``alpha``)."""
-    return len(node.args) == 2 and all(isinstance(argument, fx.Node) for argument in node.args) and not node.kwargs
+    """Whether a binary operation has two computed tensors as operands and nothing else (such as ``alpha``)."""
+    return (
+        len(node.args) == 2
+        and not node.kwargs
+        and all(
+            isinstance(argument, fx.Node) and argument.op != "get_attr" and tensor_shape(argument) is not None
+            for argument in node.args
+        )
+    )
 
 
-def _is_global_mean(node: fx.Node) -> bool:
-    """Whether a node averages exactly the two spatial axes of an image and keeps them."""
-    if node.target not in (torch.mean, "mean"):
-        return False
+def spatial_mean_keeps_axes(node: fx.Node) -> bool | None:
+    """Whether a mean over exactly height and width of images keeps these axes; None for every other node."""
+    if node.op not in ("call_function", "call_method") or node.target not in (torch.mean, "mean"):
+        return None
+    source = node.args[0]
     axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-    return bool(keep) and isinstance(axes, list | tuple) and sorted(int(str(a)) % 4 for a in axes) == [2, 3]
+    if not isinstance(source, fx.Node) or len(tensor_shape(source) or ()) != 4 or node.kwargs.get("dtype") is not None:
+        return None
+    positions = [axis % 4 if isinstance(axis, int) else None for axis in axes] if isinstance(axes, list | tuple) else []
+    return bool(keep) if set(positions) == {2, 3} and len(positions) == 2 else None
+
+
+def _resize_mode(node: fx.Node) -> Any:
+    """The ``mode`` of an ``F.interpolate``."""
+    return node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
 
 
 def _is_one(size: Any) -> bool:

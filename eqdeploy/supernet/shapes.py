@@ -1,4 +1,4 @@
-"""Shapes of the tensors of a traced graph."""
+"""Shapes and dtypes of the tensors of a traced graph."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.supernet.modes import evaluation_mode
 
 _SHAPE = "eqdeploy_shape"
+_DTYPE = "eqdeploy_dtype"
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Runs a graph and notes the shape of every tensor on its node."""
+    """Runs a graph and notes the shape and the dtype of every tensor on its node."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
@@ -23,12 +24,12 @@ class _ShapeRecorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
         result = super().run_node(n)
-        n.meta[_SHAPE] = tuple(result.shape) if isinstance(result, Tensor) else None
+        n.meta[_SHAPE], n.meta[_DTYPE] = (tuple(result.shape), result.dtype) if isinstance(result, Tensor) else (None, None)
         return result
 
 
 def propagate_shapes(graph_module: fx.GraphModule, example_input: Tensor) -> None:
-    """Run the example through the graph once, in evaluation mode, and note every shape.
+    """Run the example through the graph once, in evaluation mode, and note every shape and dtype.
 
     Raises:
         UnsupportedOperationError: If an operation fails on the example.
@@ -49,3 +50,9 @@ def tensor_shape(node: fx.Node) -> tuple[int, ...] | None:
     """Shape of a node's tensor, batch axis included; None when the node is no tensor."""
     shape: tuple[int, ...] | None = node.meta.get(_SHAPE)
     return shape
+
+
+def tensor_dtype(node: fx.Node) -> torch.dtype | None:
+    """Dtype of a node's tensor; None when the node is no tensor."""
+    dtype: torch.dtype | None = node.meta.get(_DTYPE)
+    return dtype

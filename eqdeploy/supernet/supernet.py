@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from eqdeploy.errors import ProfileError, TrainingError
-from eqdeploy.network import ElasticSpace, NetworkDescription
+from eqdeploy.errors import ProfileError, TrainingError, UnsupportedOperationError
+from eqdeploy.network import ElasticSpace, LayerInfo, NetworkDescription
 from eqdeploy.quant.elastic_quantizer import ElasticQuantizer
 from eqdeploy.quant.form import Form
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.describe import describe
-from eqdeploy.supernet.layers import channel_axis, make_elastic
+from eqdeploy.supernet.layers import make_elastic
+from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.tracing import trace
 
 #: Name under which the activation quantizers live among the model's own modules.
@@ -76,12 +77,14 @@ class Supernet(nn.Module):
             ProfileError: If the configuration names other layers or tensors than the network has, or a form
                 that the supernet was not trained for.
         """
-        self._switch(
-            dict(config.weights),
-            {layer.name: self.weight_quantizer(layer.name) for layer in self.network.layers},
-            "layer",
-        )
-        self._switch(dict(config.activations), self.activation_quantizers(), "tensor")
+        weights = {layer.name: self.weight_quantizer(layer.name) for layer in self.network.layers}
+        activations = self.activation_quantizers()
+        switches = [
+            *_switches(dict(config.weights), weights, "layer"),
+            *_switches(dict(config.activations), activations, "tensor"),
+        ]
+        for quantizer, form in switches:
+            quantizer.activate(form)
 
     def deactivate(self) -> None:
         """Switch to the float network."""
@@ -127,18 +130,16 @@ class Supernet(nn.Module):
                 raise TrainingError("the weight is not finite", where=name)
             self.weight_quantizer(name).initialize(weight)
         self.deactivate()
-        training = self.training
-        self.eval()
         handles = [
             quantizer.register_forward_pre_hook(_Initialization(name))
             for name, quantizer in self.activation_quantizers().items()
         ]
         try:
-            self(images)
+            with evaluation_mode(self):
+                self(images)
         finally:
             for handle in handles:
                 handle.remove()
-            self.train(training)
 
     @torch.no_grad()
     def canonicalize(self) -> None:
@@ -159,16 +160,18 @@ class Supernet(nn.Module):
             yield self.weight_quantizer(layer.name)
         yield from self.activation_quantizers().values()
 
-    def _switch(self, forms: Mapping[str, Form], quantizers: Mapping[str, ElasticQuantizer], noun: str) -> None:
-        """Activate one form per quantizer, all or nothing."""
-        for name in (*forms, *quantizers):
-            if (name in forms) != (name in quantizers):
-                problem = "has no form" if name in quantizers else "does not exist in this network"
-                raise ProfileError(f"{noun} {name!r} {problem}", where="subnet")
-            if forms[name].key not in quantizers[name].log2_scale:
-                raise ProfileError(f"{noun} {name!r} was not trained for {forms[name].key}", where="subnet")
-        for name, form in forms.items():
-            quantizers[name].activate(form)
+
+def _switches(
+    forms: Mapping[str, Form], quantizers: Mapping[str, ElasticQuantizer], noun: str
+) -> list[tuple[ElasticQuantizer, Form]]:
+    """Pair each quantizer with its form; nothing is switched yet, so that an error leaves the old subnet whole."""
+    for name in (*forms, *quantizers):
+        if (name in forms) != (name in quantizers):
+            problem = "has no form" if name in quantizers else "does not exist in this network"
+            raise ProfileError(f"{noun} {name!r} {problem}", where="subnet")
+        if forms[name].key not in quantizers[name].log2_scale:
+            raise ProfileError(f"{noun} {name!r} was not trained for {forms[name].key}", where="subnet")
+    return [(quantizers[name], form) for name, form in forms.items()]
 
 
 class _Initialization:
@@ -196,21 +199,33 @@ def _make_gains_positive(graph_module: fx.GraphModule, network: NetworkDescripti
         norm = graph_module.get_submodule(layer.batch_norm)
         module = graph_module.get_submodule(layer.name)
         gain, bias = getattr(norm, "weight", None), getattr(module, "bias", None)
-        if gain is None or (layer.groups > 1 and channel_axis(module) == 1):
+        if gain is None:
             continue
         sign = torch.where(gain < 0, -1.0, 1.0)
-        shape = [1] * len(layer.weight_shape)
-        shape[layer.channel_axis] = -1
         for tensor in (gain, norm.running_mean, bias):
             if isinstance(tensor, Tensor):
                 tensor.mul_(sign)
         weight = module.weight
         assert isinstance(weight, Tensor)
-        weight.mul_(sign.reshape(shape))
+        weight.mul_(_expand(sign, layer))
+
+
+def _expand(values: Tensor, layer: LayerInfo) -> Tensor:
+    """Shape one value per output channel so that it multiplies the layer's weight."""
+    trailing = [1] * (len(layer.weight_shape) - 2)
+    if layer.channel_axis == 0:
+        return values.reshape(-1, 1, *trailing)
+    # ConvTranspose keeps its weight as (groups · inputs, outputs of one group, …).
+    rows = values.reshape(layer.groups, 1, -1).expand(-1, layer.weight_shape[0] // layer.groups, -1)
+    return rows.reshape(layer.weight_shape[0], -1, *trailing)
 
 
 def _insert_activation_quantizers(graph_module: fx.GraphModule, network: NetworkDescription) -> None:
     """Put one quantizer behind every tensor that a layer reads; all readers read the quantized tensor."""
+    if hasattr(graph_module, ACTIVATION_QUANTIZERS):
+        raise UnsupportedOperationError(
+            "the model already has an attribute of this name", where=ACTIVATION_QUANTIZERS, hint="rename it"
+        )
     quantizers = nn.Module()
     graph_module.add_module(ACTIVATION_QUANTIZERS, quantizers)
     nodes = {node.name: node for node in graph_module.graph.nodes}

@@ -20,6 +20,9 @@ Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+# Far beyond what trains; larger ones would only overflow float32 somewhere inside the optimizer.
+LearningRate = Annotated[float, Field(gt=0, le=1e3)]
+LearningRateFactor = Annotated[float, Field(gt=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -99,7 +102,7 @@ class OptimizationSettings(_Section):
 
     epochs: CountOrNone
     batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Positive = 1e-3
+    learning_rate: LearningRate = 1e-3
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
     warm_up_steps: CountOrNone = 0
@@ -114,8 +117,8 @@ class SupernetSettings(OptimizationSettings):
         zero_point_learning_rate_factor: The same for zero-points, which are counted in integer steps.
     """
 
-    scale_learning_rate_factor: Positive = 1.0
-    zero_point_learning_rate_factor: Positive = 1.0
+    scale_learning_rate_factor: LearningRateFactor = 1.0
+    zero_point_learning_rate_factor: LearningRateFactor = 1.0
 
 
 class DistillationSettings(_Section):

@@ -214,9 +214,10 @@ def _read_document(text: str | None, path: Path) -> tuple[Position, Mapping[str,
         step, log_lines, accuracy = position["step"], position["log_lines"], position["float_accuracy"]
         if any(type(count) is not int or count < 0 for count in (step, log_lines)):
             raise ValueError
-        if not isinstance(accuracy, float | None):
+        phase = Phase(position["phase"])
+        if not isinstance(accuracy, float if phase is Phase.SUPERNET else float | None):
             raise TypeError
-        return Position(Phase(position["phase"]), step, log_lines, accuracy), dict(configuration)
+        return Position(phase, step, log_lines, accuracy), dict(configuration)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"no training state of schema {STATE_SCHEMA}", where=str(path)) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -110,5 +111,5 @@ def _backward(loss: Tensor, supernet: Supernet, *, step: int, of: str) -> float:
         raise TrainingError(
             f"the {of} loss is {value} at step {step}", where=first_not_finite(supernet), hint=DIVERGENCE_HINT
         )
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     return value

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
 from eqdeploy.data.augmentation import Augmentation
-from eqdeploy.data.labelled import LabelledImages
+from eqdeploy.data.labelled import LabelledImages, spread_indices
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.data.references import load_data
 from eqdeploy.errors import CheckpointError, DataError, OutputError, ProfileError, UsageError
@@ -268,7 +268,9 @@ class _Run:
         log.write({"phase": "float_evaluation", "correct": correct, "images": len(self.test_data)})
         self.progress.note(f"float accuracy {accuracy:.2%}")
         with self.progress.stage("initializing scales"):
-            self.supernet.initialize(self.calibration[: self.config.calibration.initialization_images])
+            # Spread, not the first ones: stored images are often sorted by class.
+            rows = spread_indices(len(self.calibration), self.config.calibration.initialization_images)
+            self.supernet.initialize(self.calibration[torch.from_numpy(rows)])
         position = Position(Phase.SUPERNET, 0, log.lines, accuracy)
         self._save(position, make_optimizer(self.supernet, self.config.supernet_training), log)
         return position

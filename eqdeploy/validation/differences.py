@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter
-from eqdeploy.validation.reference.exact import Estimate, ExactCodes, ExactNumbers, ExactValue, estimate
+from eqdeploy.validation.reference.exact import ExactCodes, ExactNumbers, ExactValue, estimate
 from eqdeploy.validation.reference.graph import Graph, Walk
 from eqdeploy.validation.reference.integer import IntegerReference
 from eqdeploy.validation.reference.kernels import LINEAR
@@ -95,21 +95,20 @@ class Examiner:
         Args:
             images: The images.
             expected: Codes of the reference by tensor name.
-            observed: Codes of the runtime by tensor name; tensors that could not be observed are missing.
+            observed: Codes of the runtime by tensor name.
 
         Returns:
-            One entry for every observed tensor, in order of execution.
+            One entry for every encoded tensor, in order of execution.
         """
-        differs = {name: expected[name] != observed[name] for name in self._graph.encodings if name in observed}
+        differs = {name: expected[name] != observed[name] for name in self._graph.encodings}
         wrong = [name for name, mask in differs.items() if mask.any()]
         local = self.reference.follow(images, observed).codes if wrong else {}
-        complete = {**local, **observed}
         results = {}
         for name, mask in differs.items():
             kinds: dict[Kind, int] = {}
             distance = 0
             if name in wrong:
-                kinds = self._kinds(images, name, mask, local[name], complete)
+                kinds = self._kinds(images, name, mask, local[name], observed)
                 distance = int(np.abs(expected[name].astype(np.int32) - observed[name].astype(np.int32)).max())
             results[name] = TensorDifferences(int(mask.size), int(mask.sum()), kinds, distance)
         return results
@@ -121,22 +120,22 @@ class Examiner:
         observed: Mapping[str, NDArray[Any]],
         output: NDArray[Any],
     ) -> bool:
-        """Whether an output without an encoding is what float32 arithmetic gives from the runtime's own codes.
+        """Whether an output of the network is what the runtime's own codes give.
 
         Args:
             images: The images.
             name: Name of the output.
             observed: Codes of the runtime, of every encoded tensor.
-            output: What the runtime returned.
+            output: What the runtime returned: dequantized codes if the output is encoded, else anything that
+                float32 arithmetic may give.
         """
-        for graph in (self._graph, *([self._rounded.graph] if self._rounded is not None else [])):
-            walk: Walk[ExactValue] = self._exact if graph is self._graph else Walk(graph, ExactNumbers())
-            known = {key: codes.astype(np.int32) for key, codes in observed.items()}
-            value = walk.run(images, lambda _, __: np.zeros(0, np.int32), known=known, targets=[name])[name]
-            exact = estimate(value)
-            if output.shape == exact.value.shape and bool(
-                np.all(np.abs(output - exact.value) <= exact.error + np.finfo(np.float32).tiny)
-            ):
+        if name in self._graph.encodings:
+            return bool(np.array_equal(output, self._graph.encodings[name].dequantize(observed[name])))
+        known = _known(self._graph, name, observed)
+        for walk in [self._exact] if self._rounded is None else [self._exact, self._rounded_exact]:
+            exact = estimate(walk.run(images, _never, known=known, targets=[name])[name])
+            reach = exact.error + np.finfo(np.float32).tiny
+            if output.shape == exact.value.shape and bool(np.all(np.abs(output - exact.value) <= reach)):
                 return True
         return False
 
@@ -250,6 +249,15 @@ def _exact_codes(walk: Walk[ExactValue], name: str, batch: _Batch) -> ExactCodes
         found[tensor] = ExactCodes.of(value, encoding)
         return batch.observed[tensor].astype(np.int32)
 
-    known = {tensor: codes.astype(np.int32) for tensor, codes in batch.observed.items()}
-    walk.run(batch.images, encode, known=known, targets=[name])
+    walk.run(batch.images, encode, known=_known(walk.graph, name, batch.observed), targets=[name])
     return found[name]
+
+
+def _known(graph: Graph, name: str, observed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.int32]]:
+    """The codes that the region of a tensor reads."""
+    return {tensor: observed[tensor].astype(np.int32) for tensor in graph.region_inputs(name)}
+
+
+def _never(name: str, value: ExactValue) -> NDArray[np.int32]:
+    """Stands for the quantizer where no tensor is quantized."""
+    raise AssertionError(f"{name} is not to be quantized, got {type(value).__name__}")

@@ -1,8 +1,8 @@
 """ONNX Runtime sessions in which every quantized tensor can be seen.
 
 The integers of each encoded tensor are made outputs of a copy of the model. That must not change what the runtime
-fuses, so the optimized graphs with and without these outputs are compared, and tensors whose exposure disturbs the
-fusion are observed in a session of their own.
+fuses, so the optimized graphs with and without these outputs are compared. Where it does, because the runtime stores
+some int8 tensors as uint8 unless somebody looks at them, the graph that the runtime has fused is taken instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -61,9 +61,12 @@ _OPTIMIZATION = {
 #: Severity above which ONNX Runtime logs: fatal errors only, as errors are raised anyway.
 _FATAL = 4
 
-#: Operators that only change the layout in memory, and the names under which others run in another layout.
-_LAYOUT = frozenset({"Transpose", "ReorderInput", "ReorderOutput"})
+#: Operators without arithmetic of their own, and the names under which others run in another memory layout.
+_NEUTRAL = frozenset({"Transpose", "ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear"})
 _RENAMED = {"NhwcMaxPool": "MaxPool"}
+
+#: Start of the names of tensors that the runtime stores as uint8 although the file says int8.
+_STORED_UNSIGNED = "qdq_s8_to_u8_quant"
 
 #: Suffix that layout changes give to node names.
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc)+$")
@@ -95,14 +98,16 @@ class OptimizedGraph:
     Attributes:
         nodes: Nodes in order.
         integer_constants: Initializers of an 8-bit type.
+        proto: The whole model.
     """
 
     nodes: tuple[RuntimeNode, ...]
     integer_constants: frozenset[str]
+    proto: onnx.ModelProto
 
-    def operators(self) -> Counter[str]:
-        """How often each operator occurs, layout changes left out."""
-        return Counter(_RENAMED.get(node.op_type, node.op_type) for node in self.nodes if node.op_type not in _LAYOUT)
+    def arithmetic(self) -> Counter[str]:
+        """How often each operator occurs that computes new numbers: no layout changes, no Q, no DQ."""
+        return Counter(_RENAMED.get(node.op_type, node.op_type) for node in self.nodes if node.op_type not in _NEUTRAL)
 
 
 class Session:
@@ -120,7 +125,13 @@ class Session:
     """
 
     def __init__(
-        self, model: onnx.ModelProto | Path, level: Level, *, where: str, threads: int = 1, optimized: Path | None = None
+        self,
+        model: onnx.ModelProto | Path,
+        level: Level,
+        *,
+        where: str,
+        threads: int = 1,
+        optimized: Path | None = None,
     ) -> None:
         self._where = f"{where}: ONNX Runtime {onnxruntime.__version__}, level {level}"
         options = onnxruntime.SessionOptions()
@@ -166,13 +177,26 @@ def optimized_graph(model: onnx.ModelProto | Path, level: Level, *, where: str) 
     with tempfile.TemporaryDirectory(prefix="eqdeploy-") as folder:
         path = Path(folder) / "optimized.onnx"
         Session(model, level, where=where, optimized=path)
-        graph = onnx.load(path, load_external_data=False).graph
+        proto = onnx.load(path)
     nodes = tuple(
         RuntimeNode(_SUFFIX.sub("", node.name), node.op_type, node.domain, tuple(node.input), tuple(node.output))
-        for node in graph.node
+        for node in proto.graph.node
     )
     small = (TensorProto.INT8, TensorProto.UINT8)
-    return OptimizedGraph(nodes, frozenset(item.name for item in graph.initializer if item.data_type in small))
+    integers = frozenset(item.name for item in proto.graph.initializer if item.data_type in small)
+    return OptimizedGraph(nodes, integers, proto)
+
+
+class Exposure(StrEnum):
+    """How the integers inside a model are made visible."""
+
+    #: As further outputs of the model; the runtime fuses the same operators.
+    MODEL = "model"
+    #: As further outputs of the graph that the runtime had fused already, because outputs of the model itself
+    #: would change the fusion.
+    FUSED_GRAPH = "fused_graph"
+    #: As further outputs of the model, although that changes the fusion.
+    DISTURBING = "disturbing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,15 +204,14 @@ class Observation:
     """What one level computed for a batch of images.
 
     Attributes:
-        codes: Integers by tensor name, from a session that fuses exactly like the model itself.
-        disturbed: Integers of the tensors whose exposure changes the fusion, and of all others, from a session
-            in which everything is exposed; empty if there are no such tensors.
-        outputs: The network's outputs from the model itself.
+        codes: Integers by tensor name.
+        outputs: The network's outputs from the session whose integers were seen.
+        plain_outputs: The network's outputs from the model as it is.
     """
 
     codes: dict[str, NDArray[Any]]
-    disturbed: dict[str, NDArray[Any]]
     outputs: dict[str, NDArray[Any]]
+    plain_outputs: dict[str, NDArray[Any]]
 
 
 class ObservedModel:
@@ -204,21 +227,22 @@ class ObservedModel:
         RuntimeRefusedError: If ONNX Runtime does not load the model.
 
     Attributes:
-        graph: The optimized graph of the model itself.
-        separate: Tensors whose exposure would change what is fused.
+        graph: The optimized graph of the model as it is.
+        exposure: How the integers are exposed.
     """
 
     def __init__(self, file: QdqFile, chains: Mapping[str, ActivationChain], level: Level, *, threads: int = 1) -> None:
-        self._file, self._chains, self._level = file, chains, level
-        self._where = str(file.path)
+        self._chains, self._level, self._where = chains, level, str(file.path)
         self.graph = optimized_graph(file.path, level, where=self._where)
         self._plain = Session(file.path, level, where=self._where, threads=threads)
-        self.separate = () if level is Level.DISABLED else self._find_disturbing()
-        exposed = [name for name in chains if name not in self.separate]
-        self._main = Session(self._expose(exposed), level, where=self._where, threads=threads)
-        self._full = (
-            Session(self._expose(list(chains)), level, where=self._where, threads=threads) if self.separate else None
-        )
+        self._values = {name: chain.codes for name, chain in chains.items()}
+        model = _expose(file.proto, self._values, chains)
+        self.exposure = Exposure.MODEL
+        if level is not Level.DISABLED and not self._fuses_alike(model):
+            fused = self._exposed_after_fusion(file)
+            self.exposure = Exposure.DISTURBING if fused is None else Exposure.FUSED_GRAPH
+            model = model if fused is None else fused
+        self._observed = Session(model, level, where=self._where, threads=threads)
 
     def run(self, images: NDArray[np.float32]) -> Observation:
         """Run a batch of images.
@@ -226,54 +250,72 @@ class ObservedModel:
         Raises:
             RuntimeRefusedError: If ONNX Runtime does not run the model on them.
         """
-        return Observation(
-            codes=self._codes(self._main.run(images)),
-            disturbed={} if self._full is None else self._codes(self._full.run(images)),
-            outputs=self._plain.run(images),
-        )
+        results = self._observed.run(images)
+        codes = {name: _as_stored(results[value], self._chains[name]) for name, value in self._values.items()}
+        plain = self._plain.run(images)
+        return Observation(codes, {name: results[name] for name in plain}, plain)
 
-    def _codes(self, results: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {name: results[chain.codes] for name, chain in self._chains.items() if chain.codes in results}
+    def _fuses_alike(self, model: onnx.ModelProto) -> bool:
+        """Whether the runtime uses the same operators in another version of the model."""
+        other = optimized_graph(model, self._level, where=self._where)
+        return other.arithmetic() == self.graph.arithmetic()
 
-    def _expose(self, names: Sequence[str]) -> onnx.ModelProto:
-        """A copy of the model that also returns the integers of some tensors."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self._file.proto)
-        for name in names:
-            chain = self._chains[name]
-            kind = helper.np_dtype_to_tensor_dtype(chain.container or np.dtype(np.uint8))
-            model.graph.output.append(helper.make_tensor_value_info(chain.codes, kind, None))
+    def _exposed_after_fusion(self, file: QdqFile) -> onnx.ModelProto | None:
+        """The fused graph with its integers exposed; None if they cannot be found or that disturbs it, too.
+
+        Layout changes come after the fusion and hide tensors, so the graph of level EXTENDED is taken even for
+        level ALL, which only changes layouts beyond it.
+        """
+        if self._level is Level.BASIC:
+            return None
+        fused = optimized_graph(file.path, Level.EXTENDED, where=self._where)
+        values = {name: _value_after_fusion(fused, file, chain) for name, chain in self._chains.items()}
+        found = {name: value for name, value in values.items() if value is not None}
+        if len(found) < len(values):
+            return None
+        model = _expose(fused.proto, found, self._chains)
+        if not self._fuses_alike(model):
+            return None
+        self._values = found
         return model
 
-    def _fuses_alike(self, names: Sequence[str]) -> bool:
-        """Whether the runtime fuses the same operators while these tensors are exposed."""
-        exposed = optimized_graph(self._expose(names), self._level, where=self._where)
-        return exposed.operators() == self.graph.operators()
 
-    def _find_disturbing(self) -> tuple[str, ...]:
-        """Tensors whose exposure changes the fusion, found by halving."""
-        names = list(self._chains)
-        if self._fuses_alike(names):
-            return ()
-        # The runtime stores an int8 tensor with a single reader as uint8, unless somebody looks at it.
-        suspects = [name for name in names if _may_be_stored_otherwise(self._chains[name])]
-        rest = [name for name in names if name not in suspects]
-        if suspects and self._fuses_alike(rest):
-            return tuple(suspects)
-        found = set(self._bisect(names, []))
-        return tuple(name for name in names if name in found)
-
-    def _bisect(self, candidates: list[str], kept: list[str]) -> list[str]:
-        """Those candidates that disturb the fusion when they are exposed besides ``kept``."""
-        if not candidates or self._fuses_alike([*kept, *candidates]):
-            return []
-        if len(candidates) == 1:
-            return candidates
-        half = len(candidates) // 2
-        first = self._bisect(candidates[:half], kept)
-        harmless = [name for name in candidates[:half] if name not in first]
-        return first + self._bisect(candidates[half:], [*kept, *harmless])
+def _expose(
+    model: onnx.ModelProto, values: Mapping[str, str], chains: Mapping[str, ActivationChain]
+) -> onnx.ModelProto:
+    """A copy of a model that also returns the integers of some tensors."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    known = {info.name: info for info in copy.graph.value_info}
+    for name, value in values.items():
+        kind = helper.np_dtype_to_tensor_dtype(chains[name].container or np.dtype(np.uint8))
+        if value in known:
+            kind = known[value].type.tensor_type.elem_type
+        elif value.startswith(_STORED_UNSIGNED):
+            kind = TensorProto.UINT8
+        copy.graph.output.append(helper.make_tensor_value_info(value, kind, None))
+    return copy
 
 
-def _may_be_stored_otherwise(chain: ActivationChain) -> bool:
-    return chain.container == np.int8 and len(chain.dequantize) == 1
+def _value_after_fusion(fused: OptimizedGraph, file: QdqFile, chain: ActivationChain) -> str | None:
+    """The value that holds the integers of a tensor in a fused graph, None if there is none."""
+    if any(chain.codes in node.outputs for node in fused.nodes):
+        return chain.codes
+    # The Q node is still there under its name, or was merged into the operation before it.
+    names = [chain.quantize.name]
+    producer = file.producers.get(chain.quantize.input[0])
+    while producer is not None:
+        names.append(producer.name)
+        absorbed = producer.op_type in ("Relu", "Clip")
+        producer = file.producers.get(producer.input[0]) if absorbed else None
+    for node in fused.nodes:
+        if node.name in names and node.outputs[0].startswith(_STORED_UNSIGNED):
+            return node.outputs[0]
+    return None
+
+
+def _as_stored(codes: NDArray[Any], chain: ActivationChain) -> NDArray[Any]:
+    """Codes in the type of the file, where the runtime stores signed ones shifted by 128."""
+    if codes.dtype == np.uint8 and chain.container == np.int8:
+        return (codes.astype(np.int16) - 128).astype(np.int8)
+    return codes

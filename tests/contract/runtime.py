@@ -10,7 +10,6 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from eqdeploy.quantized_model import QuantizedModel, operation_of
 
@@ -63,8 +62,9 @@ def simulate(model: QuantizedModel, feeds: Arrays) -> tuple[Arrays, Arrays]:
             ],
             [onnx.ValueInfoProto(name=name) for name in node.output],
         )
-        evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=list(model.graph.opset_import)))
-        results = evaluator.run(None, {name: value for name, value in zip(names, inputs, strict=True) if name})
+        alone = helper.make_model(graph, opset_imports=list(model.graph.opset_import), ir_version=10)
+        feed = {name: value for name, value in zip(names, inputs, strict=True) if name}
+        results = session(onnx.shape_inference.infer_shapes(alone), "disabled").run(None, feed)
         for name, array in zip(node.output, results, strict=True):
             record(name, array)
     return codes, reals

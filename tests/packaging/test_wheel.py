@@ -86,8 +86,9 @@ def test_installed_wheel_runs_from_any_folder(wheel: Path, tmp_path: Path) -> No
         return done.stdout
 
     program, python = str(environment / "bin" / "eqdeploy"), str(environment / "bin" / "python")
-    where = "import eqdeploy, eqdeploy.exporters as e, eqdeploy.profiles as p; print(eqdeploy.__file__, e.__file__, p.__file__)"
-    assert all(path.startswith(str(site)) for path in run(python, "-c", where).split())
+    for package in ("eqdeploy", "eqdeploy.exporters", "eqdeploy.profiles"):
+        place = run(python, "-c", f"import {package}, sys; print(sys.modules[{package!r}].__file__)")
+        assert place.startswith(str(site))
     shipped = {path.stem for path in (ROOT / "profiles").glob("*.yaml")}
     assert shipped
     for folder in (work, ROOT):

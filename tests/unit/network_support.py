@@ -65,7 +65,7 @@ class NetworkBuilder:
         return self.op(OpKind.BATCH_NORM, output, name=f"{output}_bn") if batch_norm else output
 
     def conv_relu(self, name: str, source: str) -> str:
-        return self.op(OpKind.RELU, self.layer(name, source), name=f"{name}_relu")
+        return self.op(OpKind.RELU, self.layer(name, source), name=f"{name.replace('.', '_')}_relu")
 
     def build(self, *outputs: str, space: ElasticSpace | None = None) -> NetworkDescription:
         readers: dict[str, list[str]] = {name: [] for name in self.tensors}

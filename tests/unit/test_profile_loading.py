@@ -127,11 +127,15 @@ class TestInherits:
         assert load_profile(path).bias is Bias.FLOAT
 
     def test_null_removes_an_inherited_key(self, tmp_path: Path) -> None:
-        text = "schema: 1\nname: c\ndescription: c\ninherits: onnxruntime-x86\nactivations: {boundary_bits: null}\n"
-        assert load_profile(write(tmp_path, text)).activations.boundary_bits is None
+        text = "schema: 1\nname: c\ndescription: c\ninherits: onnxruntime-x86\nactivations: {calibrated_bits: null}\n"
+        assert load_profile(write(tmp_path, text)).activations.calibrated_bits is None
 
     def test_null_removes_one_operator_of_many(self, tmp_path: Path) -> None:
-        fixed = "  fixed:\n    add: {storage: unsigned, scale: 0.5, zero_point: 3}\n    conv: {storage: signed, scale: 1.0, zero_point: 0}\n"
+        fixed = (
+            "  fixed:\n"
+            "    add: {storage: unsigned, scale: 0.5, zero_point: 3}\n"
+            "    conv: {storage: signed, scale: 1.0, zero_point: 0}\n"
+        )
         write(tmp_path, MINIMAL + fixed, name="base.yaml")
         child = "schema: 1\nname: c\ndescription: c\ninherits: base.yaml\noperators: {fixed: {conv: null}}\n"
         assert list(load_profile(write(tmp_path, child)).operators.fixed) == ["add"]

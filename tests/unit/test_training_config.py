@@ -154,4 +154,4 @@ def test_data_and_seed_can_be_replaced(tmp_path: Path) -> None:
 def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
     config = configuration(tmp_path / "images")
     with pytest.raises(ValueError, match="frozen"):
-        config.seed = 3  # type: ignore[misc]
+        config.seed = 3

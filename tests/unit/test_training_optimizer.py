@@ -88,7 +88,7 @@ def test_the_first_damaged_parameter_is_found_in_network_order() -> None:
     assert first_not_finite(supernet) is None
     require_finite_parameters(supernet, step=3)
     with torch.no_grad():
-        supernet.get_submodule("graph_module.fc").bias.fill_(math.inf)  # type: ignore[operator,union-attr]
+        supernet.get_parameter("graph_module.fc.bias").fill_(math.inf)
     assert first_not_finite(supernet) == "fc.bias"
     with torch.no_grad():
         dict(supernet.latent_weights())["fc"][1, 2] = math.nan

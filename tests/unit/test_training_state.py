@@ -40,8 +40,8 @@ class Companions:
         self.optimizer.zero_grad()
         x = torch.randn(8, 3, generator=self.generators["data"])
         # The last layer's bias takes no part: like a form that was never drawn, it has no optimizer state.
-        self.model[2](self.model[1](self.model[0](x))).square().mean().backward()
-        self.model[2].bias.grad = None  # type: ignore[assignment]
+        torch.autograd.backward(self.model(x).square().mean())
+        self.model.get_parameter("2.bias").grad = None
         self.optimizer.step()
 
     def save(self, path: Path) -> None:
@@ -141,15 +141,16 @@ def test_a_missing_or_damaged_file_is_refused(path: Path) -> None:
         {"eqdeploy.training_state": "[]"},
         {"eqdeploy.training_state": '{"schema": 99}'},
         {"eqdeploy.training_state": '{"schema": 1, "position": {}, "configuration": {}}'},
-        {
-            "eqdeploy.training_state": json.dumps(
-                {
-                    "schema": 1,
-                    "position": {"phase": "supernet", "step": -1, "log_lines": 0, "float_accuracy": None},
-                    "configuration": CONFIGURATION,
-                }
+        *(
+            {"eqdeploy.training_state": json.dumps({"schema": 1, "position": position, "configuration": CONFIGURATION})}
+            for position in (
+                {"phase": "supernet", "step": -1, "log_lines": 0, "float_accuracy": 0.5},
+                {"phase": "supernet", "step": 1.5, "log_lines": 0, "float_accuracy": 0.5},
+                {"phase": "supernet", "step": 1, "log_lines": 0, "float_accuracy": None},
+                {"phase": "other", "step": 1, "log_lines": 0, "float_accuracy": 0.5},
+                {"phase": "float", "step": 1, "log_lines": True, "float_accuracy": None},
             )
-        },
+        ),
     ],
 )
 def test_other_safetensors_files_are_no_state(tmp_path: Path, metadata: dict[str, str] | None) -> None:
@@ -269,5 +270,7 @@ def test_moments_are_stored_under_the_names_of_their_parameters(path: Path) -> N
     tensors: dict[str, Tensor] = load_file(path)
     for name, parameter in run.model.named_parameters():
         assert (f"optimizer.exp_avg.{name}" in tensors) == (parameter in run.optimizer.state)
-    assert torch.equal(tensors["optimizer.exp_avg.0.weight"], run.optimizer.state[run.model[0].weight]["exp_avg"])
+    assert torch.equal(
+        tensors["optimizer.exp_avg.0.weight"], run.optimizer.state[run.model.get_parameter("0.weight")]["exp_avg"]
+    )
     assert tensors["optimizer.step.0.weight"].item() == 3

@@ -159,7 +159,8 @@ def logistic(x: NDArray[np.float32]) -> NDArray[np.float32]:
     square = x * x
     numerator = _polynomial(square, _LOGISTIC_NUMERATOR) * x
     denominator = _polynomial(square, _LOGISTIC_DENOMINATOR)
-    return np.clip(numerator / denominator + np.float32(0.5), np.float32(0), np.float32(1))
+    result: NDArray[np.float32] = np.clip(numerator / denominator + np.float32(0.5), np.float32(0), np.float32(1))
+    return result
 
 
 #: Coefficients of ``MlasLogisticConstants``, highest power of x² first.

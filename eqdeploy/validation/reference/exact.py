@@ -315,7 +315,8 @@ def _product(operator: LinearOperator, data: ExactValue, weight: ExactValue, fac
         _, scale = sum_scales(operator, data, weight, factor)
         product: NDArray[np.float64] = exact_sums(operator, data.steps, weight.steps) * scale
         return product
-    return factor * operator(as_float64(estimate(data).value), as_float64(estimate(weight).value))
+    result: NDArray[np.float64] = operator(as_float64(estimate(data).value), as_float64(estimate(weight).value))
+    return factor * result
 
 
 def _exact_mean(source: ExactValue | None, data: Estimate, axes: tuple[int, ...], count: int) -> NDArray[np.float64]:

@@ -38,7 +38,7 @@ def evaluate(operation: Operation, arrays: Sequence[NDArray[Any] | None]) -> lis
     feeds = {name: array for name, array in zip(operation.inputs, arrays, strict=True) if name and array is not None}
     try:
         evaluator = ReferenceEvaluator(operation.node, opsets={"": operation.opset})
-        results: list[NDArray[Any]] = evaluator.run(None, feeds)
+        results = list(evaluator.run(None, feeds))
     except (NotImplementedError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise operation.unsupported(str(error)) from error
     return [np.asarray(result) for result in results]

@@ -201,7 +201,7 @@ class WindowMean(Value):
         """Divide by the count and by the scale in float32, add the zero-point, round."""
         if self.operand.container != encoding.container:
             return super().codes(encoding)
-        means = self.float_sums / self.counts.astype(np.float32)
+        means: NDArray[np.float32] = self.float_sums / self.counts.astype(np.float32)
         return saturate_shifted(means / encoding.scale + np.float32(encoding.zero_point), encoding)
 
 
@@ -255,7 +255,7 @@ class Bounded(Value):
 
     def codes(self, encoding: Encoding) -> NDArray[np.int32]:
         """Clip the codes."""
-        low, high = (int(encoding.quantize(bound.reshape(()))) for bound in (self.low, self.high))
+        low, high = (int(encoding.quantize(np.asarray(bound))) for bound in (self.low, self.high))
         codes: NDArray[np.int32] = np.minimum(np.maximum(self.inner.codes(encoding), low), high)
         return codes
 

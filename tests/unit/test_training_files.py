@@ -1,0 +1,65 @@
+"""The shipped configuration and the one in the documentation are valid and complete."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from eqdeploy.data import DIGITS_PREPROCESSING
+from eqdeploy.network import ElasticSpace
+from eqdeploy.training.config import (
+    AugmentationSettings,
+    CalibrationSettings,
+    DistillationSettings,
+    DistributionSettings,
+    TrainingConfig,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "training.md"
+
+
+def keys(section: type[BaseModel]) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield field.alias or name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation)
+
+
+@pytest.fixture
+def documented() -> str:
+    match = re.search(r"```yaml\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def test_the_documented_configuration_is_valid_and_its_defaults_are_true(documented: str, tmp_path: Path) -> None:
+    path = tmp_path / "documented.yaml"
+    path.write_text(documented, encoding="utf-8")
+    config = TrainingConfig.load(path)
+    assert config.space.to_space() == ElasticSpace()
+    assert config.preprocessing.scale == pytest.approx(1 / 255)
+    assert config.distillation == DistillationSettings()
+    assert config.weight_distribution == DistributionSettings()
+    assert config.calibration == CalibrationSettings()
+    assert config.augmentation != AugmentationSettings()  # the example says what it chose instead
+
+
+def test_every_key_is_documented(documented: str) -> None:
+    written = set(re.findall(r"(\w+):", documented))
+    assert set(keys(TrainingConfig)) <= written
+
+
+def test_the_shipped_configuration_describes_the_embedded_digits() -> None:
+    with resources.as_file(resources.files("eqdeploy.embedded") / "digits.train.yaml") as path:
+        config = TrainingConfig.load(path)
+    assert config.data == "digits"
+    assert config.model.architecture == "digits-resnet"
+    assert config.preprocessing.to_preprocessing() == DIGITS_PREPROCESSING
+    assert config.space.to_space() == ElasticSpace()
+    assert config.threads == 1
