@@ -331,5 +331,5 @@ def _combined(rule: type[_Rule], values: dict[str, Any], key: KeyPath) -> _Rule:
     try:
         return rule.model_validate(values)
     except ValidationError as error:
-        context = error.errors()[0].get("ctx", {})
+        context: dict[str, Any] = error.errors()[0].get("ctx", {})
         reject((*key, *context["key"]), context["message"], context["hint"])

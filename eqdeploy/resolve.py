@@ -13,9 +13,15 @@ from eqdeploy.profile_schema import DeviceProfile
 from eqdeploy.quant.form import MAXIMUM_BITS, Form, Granularity, Symmetry
 from eqdeploy.resolution.coverage import encoded_tensors, float_readers, why_float
 from eqdeploy.resolution.explanation import LayerRow, TensorRow, explain_layers, explain_tensors
-from eqdeploy.resolution.forms import ActivationForms, calibrated_activation, plan_weight, trained_activation
+from eqdeploy.resolution.forms import (
+    ActivationForms,
+    calibrated_activation,
+    member_form,
+    plan_weight,
+    trained_activation,
+)
 from eqdeploy.resolution.sharing import SharedGroup, shared_groups
-from eqdeploy.resolution.structure import Structure, analyze
+from eqdeploy.resolution.structure import analyze
 from eqdeploy.subnet import SubnetConfig
 
 __all__ = ["LayerRow", "TensorRow", "explain_layers", "explain_tensors", "resolve"]
@@ -27,8 +33,8 @@ def resolve(profile: DeviceProfile, network: NetworkDescription, subnet: SubnetC
     Args:
         profile: The device.
         network: The network and the forms that it is trained for.
-        subnet: Trained forms to use instead of the profile's defaults. Trained tensors that must share an encoding
-            on the device get the same width, so the plan's own subnet may differ from this one.
+        subnet: Trained forms to use instead of the profile's defaults. Where trained tensors must share an encoding
+            on the device, the form of one of them counts for all, so the plan's own subnet may differ from this one.
 
     Returns:
         The plan. Layers and tensors stand in network order, each tensor exactly once.
@@ -41,15 +47,7 @@ def resolve(profile: DeviceProfile, network: NetworkDescription, subnet: SubnetC
     _refuse_unsupported(profile, network)
     given_weights, given_activations = _given_forms(network, subnet)
     weights = tuple(plan_weight(profile, network, layer, given_weights.get(layer.name)) for layer in network.layers)
-    structure = analyze(profile, network)
-    trained = {
-        tensor.name: trained_activation(
-            profile, network, tensor, structure.kind[tensor.name], given_activations.get(tensor.name)
-        )
-        for tensor in network.tensors
-        if tensor.trained
-    }
-    tensors = _plan_tensors(profile, network, structure, trained)
+    tensors = _plan_tensors(profile, network, given_activations)
     return DevicePlan(
         profile=profile.name,
         subnet=SubnetConfig(
@@ -65,32 +63,36 @@ def resolve(profile: DeviceProfile, network: NetworkDescription, subnet: SubnetC
 
 
 def _plan_tensors(
-    profile: DeviceProfile,
-    network: NetworkDescription,
-    structure: Structure,
-    trained: Mapping[str, ActivationForms],
+    profile: DeviceProfile, network: NetworkDescription, given: Mapping[str, Form]
 ) -> tuple[TensorPlan, ...]:
     """Plan all tensors."""
+    structure = analyze(profile, network)
     encoded = encoded_tensors(profile, network, structure)
-    bits = {name: forms.device.bits for name, forms in trained.items()}
-    groups = {name: group for group in shared_groups(profile, network, encoded, bits) for name in group.members}
-    owners: dict[str, TensorPlan] = {}
+    groups = {name: group for group in shared_groups(profile, network, encoded) for name in group.members}
+    plans: dict[str, TensorPlan] = {}
     for tensor in network.tensors:
         if tensor.name in encoded and (tensor.name not in groups or groups[tensor.name].owner == tensor.name):
-            plan = _owner_plan(profile, tensor, structure.kind[tensor.name], trained.get(tensor.name))
-            owners[tensor.name] = replace(plan, float_readers=float_readers(profile, network, tensor, encoded))
-    plans: list[TensorPlan] = []
+            kind = structure.kind[tensor.name]
+            forms = None
+            if tensor.trained:
+                forms = trained_activation(profile, network, tensor, kind, given.get(tensor.name))
+            plans[tensor.name] = _owner_plan(profile, tensor, kind, forms)
     for tensor in network.tensors:
-        if tensor.name in owners:
-            plans.append(owners[tensor.name])
-        elif tensor.name in encoded:
+        if tensor.name in encoded and tensor.name not in plans:
+            form = None
+            if tensor.trained:
+                kind = structure.kind[tensor.name]
+                form = member_form(profile, network, tensor, kind, given.get(tensor.name))
             group = groups[tensor.name]
-            readers = float_readers(profile, network, tensor, encoded)
-            plans.append(_member_plan(network, tensor, trained.get(tensor.name), owners[group.owner], group, readers))
-        else:
+            plans[tensor.name] = _member_plan(network, tensor, form, plans[group.owner], group)
+        elif tensor.name not in encoded:
             coverage, reason = why_float(profile, network, structure, tensor)
-            plans.append(TensorPlan(tensor.name, coverage, EncodingSource.NONE, None, None, None, None, (), reason))
-    return tuple(plans)
+            source = EncodingSource.NONE
+            plans[tensor.name] = TensorPlan(tensor.name, coverage, source, None, None, None, None, (), reason)
+    return tuple(
+        replace(plans[tensor.name], float_readers=float_readers(profile, network, tensor, encoded))
+        for tensor in network.tensors
+    )
 
 
 def _owner_plan(
@@ -128,13 +130,11 @@ def _owner_plan(
 def _member_plan(
     network: NetworkDescription,
     tensor: TensorInfo,
-    trained: ActivationForms | None,
+    form: Form | None,
     owner: TensorPlan,
     group: SharedGroup,
-    readers: tuple[str, ...],
 ) -> TensorPlan:
     """Plan a tensor that takes the encoding of another one."""
-    form = None if trained is None else trained.trained
     same_sign = network.tensor[owner.tensor].non_negative == tensor.non_negative
     if form is not None and owner.trained is not None and same_sign:
         form = owner.trained  # the supernet is evaluated with what the device will do
@@ -146,8 +146,8 @@ def _member_plan(
         device=owner.device,
         shares_with=owner.tensor,
         fixed=None,
-        float_readers=readers,
-        reason=f"has the encoding of {owner.tensor} ({group.reason}): operators.shared",
+        float_readers=(),
+        reason=f"must have the encoding of {owner.tensor} ({group.reason})",
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from eqdeploy.errors import EqDeployError
 from eqdeploy.plan import DevicePlan
 from eqdeploy.report import ArtifactReport, PlanSummary
+from eqdeploy.validation.accuracy import Accuracy
 
 
 @dataclass(frozen=True)
@@ -60,30 +61,6 @@ class ResolvedPlan:
 
 
 @dataclass(frozen=True)
-class AccuracyRow:
-    """Top-1 accuracy of one network on labelled data.
-
-    Attributes:
-        name: What was evaluated.
-        images: Number of labelled images.
-        correct: Number of images whose top-1 class is the label.
-    """
-
-    name: str
-    images: int
-    correct: int
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction of correct images, 0 for none."""
-        return self.correct / self.images if self.images else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"name": self.name, "images": self.images, "correct": self.correct, "accuracy": self.accuracy}
-
-
-@dataclass(frozen=True)
 class EvaluationResult:
     """Accuracy on labelled data.
 
@@ -94,12 +71,12 @@ class EvaluationResult:
     """
 
     data: str
-    rows: tuple[AccuracyRow, ...]
+    rows: tuple[Accuracy, ...]
     failure: EqDeployError | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {"data": self.data, "rows": [row.to_json() for row in self.rows]}
+        return {"data": self.data, "rows": [{"name": row.name, **row.to_json()} for row in self.rows]}
 
 
 @dataclass(frozen=True)
@@ -116,7 +93,7 @@ class TrainingResult:
     checkpoint: Path
     log: Path
     epochs: int
-    rows: tuple[AccuracyRow, ...]
+    rows: tuple[Accuracy, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -124,5 +101,5 @@ class TrainingResult:
             "checkpoint": self.checkpoint.as_posix(),
             "log": self.log.as_posix(),
             "epochs": self.epochs,
-            "rows": [row.to_json() for row in self.rows],
+            "rows": [{"name": row.name, **row.to_json()} for row in self.rows],
         }

@@ -17,7 +17,7 @@ from eqdeploy.errors import OutputError, ValidationError
 EXTERNAL_DATA_THRESHOLD = 3 << 29
 
 #: Tensors up to this size stay in the model file when the others move out, so that shapes can be inferred.
-_SMALL_TENSOR = 1024
+_SMALL_TENSOR = 128
 
 
 def write_model(model: ir.Model, directory: Path, name: str, *, external_data_threshold: int) -> tuple[str, ...]:

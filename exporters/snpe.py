@@ -81,8 +81,8 @@ class SnpeExporter:
         graph = to_ir(model.graph).graph
         check_model(model, graph)
         _check_expressible(model, graph, allow_low_bits=parsed.allow_low_bits)
-        files = write_qdq_model(model, directory, parsed)
         float_model = _float_model(model, parsed.float_opset)
+        files = write_qdq_model(model, directory, parsed)
         files += write_model(float_model, directory, FLOAT_FILE, external_data_threshold=threshold)
         weights = {name: parameter.encoding for name, parameter in model.parameters.items()}
         encodings = aimet_encodings.to_json(

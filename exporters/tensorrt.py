@@ -71,13 +71,14 @@ class TensorRtExporter:
         graph = to_ir(model.graph).graph
         check_model(model, graph)
         _check_rules(model, graph)
+        cache = _cache(model) if parsed.calibration_cache else None
         qdq = build_qdq(_saturating(model), parsed.opset)
         attach_facts(qdq.model, facts_of(model, qdq.dropped_clips))
         files = write_model(qdq.model, directory, MODEL_FILE, external_data_threshold=threshold)
-        if parsed.calibration_cache:
+        if cache is not None:
             float_model = float_ir(model, parsed.opset)
             files += write_model(float_model, directory, FLOAT_FILE, external_data_threshold=threshold)
-            files += (write_text(_cache(model), directory, CACHE_FILE),)
+            files += (write_text(cache, directory, CACHE_FILE),)
         return files
 
     def read(self, directory: Path) -> RecoveredEncodings:

@@ -13,8 +13,9 @@ from eqdeploy.inspection import Inspection
 from eqdeploy.report import PlanSummary
 from eqdeploy.report.tables import make_table, show
 from eqdeploy.report.view import view_plan, view_report
-from eqdeploy.results import AccuracyRow, EvaluationResult, ExportResult, ResolvedPlan, TrainingResult
+from eqdeploy.results import EvaluationResult, ExportResult, ResolvedPlan, TrainingResult
 from eqdeploy.text import byte_count, printable
+from eqdeploy.validation.accuracy import Accuracy
 
 _MOST_ROWS = 30
 _LONGEST_TEXT = 160
@@ -88,9 +89,9 @@ def view_yaml(document: Mapping[str, object]) -> RenderableType:
     return Group(Text(text, no_wrap=True, overflow="ignore"))
 
 
-def _accuracies(rows: Sequence[AccuracyRow]) -> RenderableType:
+def _accuracies(rows: Sequence[Accuracy]) -> RenderableType:
     """One row per network."""
     return make_table(
         ("network", "accuracy", "correct", "images"),
-        ((row.name, f"{row.accuracy:.2%}", row.correct, row.images) for row in rows),
+        ((row.name, f"{row.fraction:.2%}", row.correct, row.images) for row in rows),
     )

@@ -27,6 +27,8 @@ from torch import Tensor, fx, nn
 
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.network import NetworkDescription, OpKind
+from eqdeploy.supernet.layers import ElasticLayer
+from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.operations import ELASTIC_MODULES, vanishes
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
 
@@ -58,14 +60,21 @@ class FloatGraph:
             KeyError: If a name is no initializer.
             ValueError: If a shape or dtype differs.
         """
+        initializers = self._model.graph.initializers
+        originals = {name: initializers[name].const_value for name in values}
         for name, array in values.items():
-            initializer = self._model.graph.initializers[name]
-            old = initializer.const_value
+            old = originals[name]
             assert old is not None  # every initializer of an exported graph has a value
             if tuple(old.shape) != array.shape or old.numpy().dtype != array.dtype:
                 raise ValueError(f"{name}: {array.dtype}{array.shape} does not fit {old.dtype}{tuple(old.shape)}")
-            initializer.const_value = ir.Tensor(np.ascontiguousarray(array), name=name)
-        return ir.serde.serialize_model(self._model)
+        try:
+            for name, array in values.items():
+                # Not ascontiguousarray: it would turn a scalar into a vector.
+                initializers[name].const_value = ir.Tensor(np.asarray(array, order="C"), name=name)
+            return ir.serde.serialize_model(self._model)
+        finally:
+            for name, value in originals.items():
+                initializers[name].const_value = value
 
 
 def export_float_graph(supernet: Supernet) -> FloatGraph:
@@ -80,7 +89,7 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
     module = _marked_module(supernet)
     example = torch.zeros((2, *supernet.input_shape))
     try:
-        with _quiet():
+        with _quiet(), evaluation_mode(module):
             program = torch.onnx.export(
                 module,
                 (example,),
@@ -156,21 +165,20 @@ def _marked_module(supernet: Supernet) -> fx.GraphModule:
     module = fx.GraphModule(attributes, graph)
     module.graph.eliminate_dead_code()
     module.recompile()
-    return module.eval()
+    return module
 
 
 def _plain(module: nn.Module, *, with_bias: bool) -> nn.Module:
-    """Torch's own layer for an elastic one, with weights of the right shape; other modules are copied."""
-    kind = next((kind for kind in type(module).__mro__ if kind in ELASTIC_MODULES), None)
+    """Torch's own layer for an elastic one, sharing its weight; other modules as they are."""
+    if not isinstance(module, ElasticLayer):
+        return module
     plain = copy.copy(module)
+    plain.__class__ = next(kind for kind in type(module).__mro__ if kind in ELASTIC_MODULES)
+    plain._modules = {}
     plain._parameters = dict(module._parameters)
-    plain._modules = {name: child for name, child in module._modules.items() if name != "weight_quantizer"}
-    if kind is not None:
-        plain.__class__ = kind
-        if with_bias and getattr(module, "bias", None) is None:
-            channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-            assert isinstance(channels, int)
-            plain.bias = nn.Parameter(torch.zeros(channels))
+    if with_bias and module.bias is None:
+        channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        plain.bias = nn.Parameter(torch.zeros(channels))
     return plain
 
 

@@ -13,10 +13,10 @@ from eqdeploy.exporters.contract import Exporter, export_checked, get_exporter
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
 from eqdeploy.manifest import Provenance, write_manifest
 from eqdeploy.pipeline.configuration import write_configuration
-from eqdeploy.pipeline.proof import Predictions, Subject, prove
+from eqdeploy.pipeline.proof import FLOAT, SIMULATED, Subject, measure, prove
 from eqdeploy.pipeline.resolve import profile_digest
 from eqdeploy.pipeline.sources import ImageSets, LoadedSupernet, load_image_sets, load_subnet, load_supernet
-from eqdeploy.pipeline.subnets import activate_calibrated, freeze_active, predict
+from eqdeploy.pipeline.subnets import activate_calibrated, freeze_active
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile import DeviceProfile, load_profile
 from eqdeploy.progress import Progress
@@ -24,6 +24,7 @@ from eqdeploy.report import ArtifactReport, CoverageSummary, PlanSummary, write_
 from eqdeploy.requests import ExportRequest
 from eqdeploy.resolve import resolve
 from eqdeploy.results import ExportResult
+from eqdeploy.validation.accuracy import Accuracy, torch_classifier
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class _Source:
     loaded: LoadedSupernet
     images: ImageSets
     graph: FloatGraph
-    float_predictions: Predictions
+    float_accuracy: Accuracy | None
 
 
 def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportResult, ...]:
@@ -80,7 +81,7 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     targets = [_Target(*parts) for parts in zip(profiles, plans, exporters, directories, strict=True)]
     with progress.stage("exporting the network's structure"):
         graph = export_float_graph(loaded.checkpoint.supernet)
-    source = _Source(request, loaded, images, graph, _predict_float(request, loaded, images, progress))
+    source = _Source(request, loaded, images, graph, _measure_float(request, loaded, images, progress))
     return tuple(_export(source, target, progress) for target in targets)
 
 
@@ -92,12 +93,14 @@ def _refuse_equal_names(profiles: Sequence[DeviceProfile]) -> None:
             raise UsageError(f"two profiles are called {name!r}", where="--profile", hint="export them one at a time")
 
 
-def _predict_float(
+def _measure_float(
     request: ExportRequest, loaded: LoadedSupernet, images: ImageSets, progress: Progress
-) -> Predictions:
-    """Predictions of the supernet's weights without quantization."""
-    activate_calibrated(loaded.checkpoint, None, images.calibration, request.seed, progress)
-    return Predictions("float", predict(loaded.checkpoint, images.held_out))
+) -> Accuracy | None:
+    """Accuracy of the supernet's weights without quantization."""
+    checkpoint = loaded.checkpoint
+    activate_calibrated(checkpoint, None, images.calibration, request.seed, progress)
+    classifier = torch_classifier(checkpoint.supernet)
+    return measure(FLOAT, classifier, images.held_out, checkpoint.preprocessing, progress)
 
 
 def _export(source: _Source, target: _Target, progress: Progress) -> ExportResult:
@@ -107,7 +110,8 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
     progress.detail(f"{target.profile.name}: subnet {target.plan.subnet.digest[:12]}")
     activate_calibrated(checkpoint, target.plan.subnet, images.calibration, request.seed, progress)
     model = freeze_active(checkpoint, target.plan, source.graph, images.calibration, progress)
-    simulated = Predictions("simulated", predict(checkpoint, images.held_out))
+    classifier = torch_classifier(checkpoint.supernet)
+    simulated = measure(SIMULATED, classifier, images.held_out, checkpoint.preprocessing, progress)
     provenance = _provenance(source, target)
     with write_artifact(target.directory, force=request.force) as folder:
         with progress.stage(f"writing {target.profile.export.format} files"):
@@ -127,7 +131,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
         proof = prove(
             subject,
             images.held_out,
-            (source.float_predictions, simulated),
+            (source.float_accuracy, simulated),
             request.gates,
             parity_images=request.parity_images,
             progress=progress,

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
@@ -59,12 +56,3 @@ def freeze_active(
 
         samples = sample_tensors(checkpoint.supernet, batches(), wanted)
     return freeze(checkpoint.supernet, plan, graph, samples)
-
-
-@torch.no_grad()
-def predict(checkpoint: Checkpoint, images: LabelledImages) -> NDArray[np.int64]:
-    """Top-1 class of every image in the active subnet, int64, shape (N,)."""
-    supernet = checkpoint.supernet
-    supernet.eval()
-    predictions = [supernet(batch).flatten(1).argmax(1).numpy() for batch in plain_batches(images, checkpoint.preprocessing)]
-    return np.concatenate(predictions)

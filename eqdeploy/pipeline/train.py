@@ -8,9 +8,10 @@ from pathlib import Path
 from eqdeploy.errors import UsageError
 from eqdeploy.progress import Progress
 from eqdeploy.requests import TrainRequest
-from eqdeploy.results import AccuracyRow, TrainingResult
+from eqdeploy.results import TrainingResult
 from eqdeploy.training.config import TrainingConfig
 from eqdeploy.training.trainer import train as run_training
+from eqdeploy.validation.accuracy import Accuracy
 from eqdeploy.yaml_file import suggest
 from eqdeploy.zoo import load_factory
 
@@ -45,9 +46,9 @@ def train(request: TrainRequest, progress: Progress) -> TrainingResult:
         progress=progress,
     )
     grid = result.evaluation
-    rows = [AccuracyRow("float, before quantization-aware training", grid.images, round(result.float_accuracy * grid.images))]
-    rows.append(AccuracyRow("supernet's weights without quantization", grid.images, grid.float_correct))
-    rows += [AccuracyRow(row.name, row.images, row.correct) for row in grid.rows]
+    rows = [Accuracy("float, before quantization-aware training", round(result.float_accuracy * grid.images), grid.images)]
+    rows.append(Accuracy("supernet's weights without quantization", grid.float_correct, grid.images))
+    rows += [Accuracy(row.name, row.correct, row.images) for row in grid.rows]
     return TrainingResult(
         checkpoint=result.checkpoint,
         log=result.log,

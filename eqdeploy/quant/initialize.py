@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from eqdeploy.quant.affine import dequantize, quantize
 from eqdeploy.quant.form import Form, Symmetry
 
-_COARSE_STEPS = 24
-#: One end of an asymmetric range is searched after both together were: fewer steps do.
-_ONE_END_STEPS = 10
-_REFINE_STEPS = 8
-_SMALLEST_RATIO = 0.04
+#: Coarse steps of a search over scales, from a bit more than the whole range of the values downwards.
+_COARSE_STEPS = 20
+_LARGEST_RATIO = 1.15
+#: Smallest part of the range that a grid may cover: few bits may ignore rare large values, many need not.
+_SMALLEST_RATIO_FEW_BITS = 0.01
+_SMALLEST_RATIO_MANY_BITS = 0.15
+_FEW_BITS = 5
+#: Parts of a coarse step by which the best scale is then moved.
+_REFINE_STEPS = (-0.75, -0.5, -0.25, 0.25, 0.5, 0.75)
+_LAST_STEPS = (-0.125, 0.125)
+_LEAST_SQUARES_ROUNDS = 3
 #: Enough values to place a scale within a fraction of a percent; more only costs time.
 MAXIMUM_VALUES = 1 << 14
 
@@ -40,8 +44,8 @@ def subsample(values: Tensor, limit: int = MAXIMUM_VALUES) -> Tensor:
 def minimize_error(values: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     """Search the scale (and zero-point) with the smallest mean squared error in each row.
 
-    The whole range of clipping is searched, coarsely and then around the best candidate. Rows without any
-    non-zero value get the scale of the largest row, or 1.
+    The whole range of clipping is searched, coarsely and then around the best candidate; the result scales
+    exactly with powers of two. Rows without any non-zero value get the scale of the largest row, or 1.
 
     Args:
         values: Finite float32, shape (rows, N), N >= 1.
@@ -53,78 +57,91 @@ def minimize_error(values: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     """
     low = values.amin(dim=1).clip(max=0.0)
     high = values.amax(dim=1).clip(min=0.0)
-    if form.symmetry is Symmetry.SYMMETRIC:
-        scale, zero_point = _search_symmetric(values, torch.maximum(high, -low), form)
-    else:
-        scale, zero_point = _search_asymmetric(values, low, high, form)
     extent = torch.maximum(high, -low)
+    # Bring every row near 1: squares of very small or very large values leave float32.
+    exponent = torch.frexp(extent).exponent.clip(-100, 126)
+    best = _Best(torch.ldexp(values, -exponent[:, None]), form)
+    bounds = torch.ldexp(low, -exponent), torch.ldexp(high, -exponent)
+    if form.symmetry is Symmetry.SYMMETRIC:
+        _search_symmetric(best, *bounds, form)
+    else:
+        _search_asymmetric(best, *bounds, form)
+    scale, zero_point = torch.ldexp(best.scale, exponent).clip(max=torch.finfo(torch.float32).max), best.zero_point
     largest = int(extent.argmax())
     fallback = scale[largest] if extent[largest] > 0 else torch.ones_like(scale[largest])
-    usable = (extent > 0) & torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny)
-    return torch.where(usable, scale, fallback), torch.where(usable, zero_point, float(max(form.q_min, 0)))
+    usable = (extent > 0) & (scale >= torch.finfo(torch.float32).tiny)
+    return (
+        torch.where(usable, scale, fallback.clip(min=torch.finfo(torch.float32).tiny)),
+        torch.where(usable, zero_point, float(max(form.q_min, 0))),
+    )
 
 
-def _error(values: Tensor, scale: Tensor, zero_point: Tensor, form: Form) -> Tensor:
-    """Mean squared error of each row."""
-    scale, zero_point = scale[:, None], zero_point[:, None]
-    codes = quantize(values, scale, zero_point, form.q_min, form.q_max)
-    return (dequantize(codes, scale, zero_point) - values).square().mean(dim=1)
+class _Best:
+    """The best scale and zero-point of each row so far."""
+
+    def __init__(self, values: Tensor, form: Form) -> None:
+        self.values = values
+        self.form = form
+        self.scale = torch.ones_like(values[:, 0])
+        self.zero_point = torch.zeros_like(self.scale)
+        self.error = torch.full_like(self.scale, torch.inf)
+
+    def offer(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Take a candidate, shape (rows,) each, where its mean squared error is smaller."""
+        scale = scale.clip(min=torch.finfo(torch.float32).tiny)
+        codes = quantize(self.values, scale[:, None], zero_point[:, None], self.form.q_min, self.form.q_max)
+        error = (dequantize(codes, scale[:, None], zero_point[:, None]) - self.values).square().mean(dim=1)
+        better = error < self.error
+        self.scale = torch.where(better, scale, self.scale)
+        self.zero_point = torch.where(better, zero_point, self.zero_point)
+        self.error = torch.where(better, error, self.error)
+
+    def refine(self, step: float) -> None:
+        """Move the scales by parts of a coarse step, given as a factor."""
+        for parts in (_REFINE_STEPS, _LAST_STEPS):
+            scale, zero_point = self.scale, self.zero_point
+            for part in parts:
+                self.offer(scale * step**part, zero_point)
+
+    def fit(self) -> None:
+        """Give the codes the scale that fits them best in the least-squares sense, a few times."""
+        for _ in range(_LEAST_SQUARES_ROUNDS):
+            zero_point = self.zero_point[:, None]
+            steps = quantize(self.values, self.scale[:, None], zero_point, self.form.q_min, self.form.q_max) - zero_point
+            power = steps.square().sum(dim=1)
+            scale = (steps * self.values).sum(dim=1) / power.clip(min=1.0)
+            self.offer(torch.where(scale > 0, scale, self.scale), self.zero_point)
 
 
-def _search_symmetric(values: Tensor, extent: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """Search one clipping ratio; the zero-point stays at real zero."""
-    zero_point = torch.zeros_like(extent)
-    # Half a step beyond the last code still rounds into range, so ratio 1 need not cover the extreme value.
-    unit = (extent / max(form.q_max, -form.q_min, 1)).clip(min=torch.finfo(torch.float32).tiny)
-
-    ratio = _search_ratio(lambda ratio: _error(values, unit * ratio, zero_point, form), extent)
-    return unit * ratio, zero_point
+def _coarse_step(form: Form) -> float:
+    """Factor between neighbouring scales of a coarse search."""
+    smallest = _SMALLEST_RATIO_FEW_BITS if form.bits <= _FEW_BITS else _SMALLEST_RATIO_MANY_BITS
+    return float((smallest / _LARGEST_RATIO) ** (1.0 / _COARSE_STEPS))
 
 
-def _search_asymmetric(values: Tensor, low: Tensor, high: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """Search the clipping of both ends in turn; the zero-point follows from the lower end."""
+def _search_symmetric(best: _Best, low: Tensor, high: Tensor, form: Form) -> None:
+    """Search the scale; the zero-point stays at real zero."""
+    zero_point = torch.zeros_like(low)
+    # The scale at which the grid just reaches both extremes, each on its own side.
+    whole = torch.maximum(high / max(form.q_max, 1), -low / max(-form.q_min, 1))
+    step = _coarse_step(form)
+    for index in range(_COARSE_STEPS + 1):
+        best.offer(whole * (_LARGEST_RATIO * step**index), zero_point)
+    best.refine(step)
+    best.fit()
+
+
+def _search_asymmetric(best: _Best, low: Tensor, high: Tensor, form: Form) -> None:
+    """Search the scale with both ends clipped alike, then neighbouring zero-points with scales of their own."""
     levels = max(form.q_max - form.q_min, 1)
-
-    def numbers(low_ratio: Tensor, high_ratio: Tensor) -> tuple[Tensor, Tensor]:
-        bottom, top = low * low_ratio, high * high_ratio
-        scale = ((top - bottom) / levels).clip(min=torch.finfo(torch.float32).tiny)
-        zero_point = (form.q_min - bottom / scale).round().clip(form.q_min, form.q_max)
-        return scale, zero_point
-
-    def error_of(low_ratio: Tensor, high_ratio: Tensor) -> Tensor:
-        return _error(values, *numbers(low_ratio, high_ratio), form)
-
-    both = _search_ratio(lambda ratio: error_of(ratio, ratio), low)
-    low_ratio = _search_ratio(lambda ratio: error_of(ratio, both), low, _ONE_END_STEPS)
-    high_ratio = _search_ratio(lambda ratio: error_of(low_ratio, ratio), low, _ONE_END_STEPS)
-    candidates = [(both, both), (low_ratio, both), (low_ratio, high_ratio)]
-    errors = torch.stack([error_of(*candidate) for candidate in candidates])
-    best = errors.argmin(dim=0)
-    chosen_low = torch.stack([candidate[0] for candidate in candidates]).gather(0, best[None])[0]
-    chosen_high = torch.stack([candidate[1] for candidate in candidates]).gather(0, best[None])[0]
-    return numbers(chosen_low, chosen_high)
-
-
-def _search_ratio(error_at: Callable[[Tensor], Tensor], like: Tensor, coarse_steps: int = _COARSE_STEPS) -> Tensor:
-    """Minimize ``error_at(ratio)`` per row over ratios in (0, 1.1], coarsely and then finely."""
-    best_ratio = torch.ones_like(like)
-    best_error = torch.full_like(like, torch.inf)
-    step = (1.1 - _SMALLEST_RATIO) / coarse_steps
-    for index in range(coarse_steps + 1):
-        best_ratio, best_error = _keep_better(
-            error_at, torch.full_like(like, 1.1 - index * step), best_ratio, best_error
-        )
-    centre = best_ratio
-    for index in range(1, _REFINE_STEPS):
-        offset = step * (2.0 * index / _REFINE_STEPS - 1.0)
-        best_ratio, best_error = _keep_better(error_at, (centre + offset).clip(min=1e-3), best_ratio, best_error)
-    return best_ratio
-
-
-def _keep_better(
-    error_at: Callable[[Tensor], Tensor], ratio: Tensor, best_ratio: Tensor, best_error: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Replace the best ratio of each row where ``ratio`` has a smaller error."""
-    error = error_at(ratio)
-    better = error < best_error
-    return torch.where(better, ratio, best_ratio), torch.where(better, error, best_error)
+    step = _coarse_step(form)
+    for index in range(_COARSE_STEPS + 1):
+        ratio = _LARGEST_RATIO * step**index
+        scale = ((high - low) * (ratio / levels)).clip(min=torch.finfo(torch.float32).tiny)
+        best.offer(scale, (form.q_min - low * ratio / scale).round().clip(form.q_min, form.q_max))
+    for shift in (-1, 1, -2, 2):
+        scale, zero_point = best.scale, (best.zero_point + shift).clip(form.q_min, form.q_max)
+        for index in range(-3, 4):
+            best.offer(scale * step ** (index / 2), zero_point)
+    best.refine(step)
+    best.fit()

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from eqdeploy.text import printable
 
 
-def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> RenderableType:
     """Build a table without frame.
 
     Args:
-        columns: Headings.
+        columns: Headings; all empty for none.
         rows: Values, as many as there are headings; numbers are set to the right.
         title: What the rows are.
     """
     listed = [tuple(row) for row in rows]
     table = Table(
-        title=None if title is None else Text(title, style="bold"),
-        title_justify="left",
         box=None,
+        show_header=any(columns),
         pad_edge=False,
         padding=(0, 2, 0, 0),
         header_style="dim",
@@ -33,7 +33,8 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, titl
         table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in listed:
         table.add_row(*(Text(show(value)) for value in row))
-    return table
+    # Not the table's own title, which would be broken at the width of a narrow table.
+    return table if title is None else Group(Text(printable(title), style="bold"), table)
 
 
 def show(value: object) -> str:
@@ -51,29 +52,39 @@ def show(value: object) -> str:
             return printable(str(value))
 
 
-def tables_of(details: Mapping[str, Any], title: str) -> list[Table]:
-    """Lay out plain JSON data: single values as one table, each list of objects as another.
+def tables_of(details: Mapping[str, Any], title: str) -> list[RenderableType]:
+    """Lay out plain JSON data: single values as one table, each list or mapping of objects as another.
 
     Args:
         details: The data.
         title: What it is.
     """
     single: list[tuple[str, object]] = []
-    tables: list[Table] = []
+    tables: list[RenderableType] = []
     for key, value in details.items():
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            columns = list(dict.fromkeys(column for item in value for column in item))
-            rows = [[_flat(item.get(column)) for column in columns] for item in value]
+        entries = _entries(value)
+        if entries:
+            columns = list(dict.fromkeys(column for entry in entries for column in entry))
+            rows = [[_flat(entry.get(column)) for column in columns] for entry in entries]
             tables.append(make_table(columns, rows, title=f"{title}: {key}"))
-        elif isinstance(value, dict):
-            tables.extend(tables_of(value, f"{title}: {key}"))
         else:
-            single.append((key, value))
+            single.append((key, _flat(value)))
     return ([make_table(("", ""), single, title=title)] if single else []) + tables
 
 
+def _entries(value: object) -> list[dict[str, Any]]:
+    """Rows of a list of objects, or of a mapping from names to objects; empty for anything else."""
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return value
+    if isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
+        return [{"": name, **item} for name, item in value.items()]
+    return []
+
+
 def _flat(value: object) -> object:
-    """Write a nested object of a table's cell as ``key=value`` pairs."""
+    """Write a nested value of a table's cell on one line."""
     if isinstance(value, dict):
-        return ", ".join(f"{key}={show(_flat(item))}" for key, item in value.items())
+        return ", ".join(f"{key} {_flat(item)}" for key, item in value.items()) or None
+    if isinstance(value, list):
+        return "; ".join(show(_flat(item)) for item in value) or None
     return value

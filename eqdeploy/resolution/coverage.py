@@ -30,12 +30,12 @@ def encoded_tensors(profile: DeviceProfile, network: NetworkDescription, structu
 def float_readers(
     profile: DeviceProfile, network: NetworkDescription, tensor: TensorInfo, encoded: frozenset[str]
 ) -> tuple[str, ...]:
-    """Operations that read the unquantized value of an encoded tensor.
+    """Operations that read the unquantized value of a tensor that has an encoding for others.
 
     Training has all readers of a layer's input see the quantized value, so only tensors without trained scales
     are split, and only on devices that encode the inputs of quantized operators.
     """
-    if tensor.trained or profile.activations.encode is Encode.ALL:
+    if tensor.trained or tensor.name not in encoded or profile.activations.encode is Encode.ALL:
         return ()
     operators = profile.operators
     return tuple(

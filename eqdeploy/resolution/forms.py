@@ -188,6 +188,24 @@ def trained_activation(
     return ActivationForms(trained, device, text)
 
 
+def member_form(
+    profile: DeviceProfile, network: NetworkDescription, tensor: TensorInfo, kind: OpKind, given: Form | None
+) -> Form | None:
+    """Trained form of a tensor that takes the encoding of another one; the profile's rules bind only that one.
+
+    Raises:
+        ProfileError: If the supernet is not trained for the form.
+    """
+    if given is not None:
+        _check_member(
+            given,
+            network.space.activation_forms(non_negative=tensor.non_negative),
+            f"subnet: activations.{tensor.name}",
+        )
+        return given
+    return trained_activation(profile, network, tensor, kind, None).trained
+
+
 def calibrated_activation(profile: DeviceProfile, tensor: TensorInfo, kind: OpKind) -> ActivationForms:
     """Choose the device's form of a tensor that training gave no scale.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from eqdeploy.network import NetworkDescription, TensorInfo
@@ -25,7 +25,7 @@ class SharedGroup:
 
 
 def shared_groups(
-    profile: DeviceProfile, network: NetworkDescription, encoded: frozenset[str], trained_bits: Mapping[str, int]
+    profile: DeviceProfile, network: NetworkDescription, encoded: frozenset[str]
 ) -> tuple[SharedGroup, ...]:
     """All groups of two or more tensors, in network order.
 
@@ -33,7 +33,6 @@ def shared_groups(
         profile: The device.
         network: The network.
         encoded: Tensors that carry an encoding.
-        trained_bits: Width of every trained tensor.
     """
     sets = _DisjointSets(encoded)
     fixed = {tensor.name for tensor in network.tensors if tensor.op in profile.operators.fixed}
@@ -57,15 +56,16 @@ def shared_groups(
     for tensor in network.tensors:
         if tensor.name in encoded:
             members.setdefault(sets.find(tensor.name), []).append(tensor)
-    return tuple(_owned(group, fixed, trained_bits) for group in members.values() if len(group) > 1)
+    return tuple(_owned(network, group, fixed) for group in members.values() if len(group) > 1)
 
 
-def _owned(group: list[TensorInfo], fixed: set[str], trained_bits: Mapping[str, int]) -> SharedGroup:
+def _owned(network: NetworkDescription, group: list[TensorInfo], fixed: set[str]) -> SharedGroup:
     """Choose the tensor whose encoding suits all members.
 
     A prescribed encoding comes first. Otherwise the range must reach below zero as soon as one member does; among
     those that qualify a trained tensor goes before a calibrated one, then the larger tensor, whose values the
-    others are taken from (the input of a pool, the output of a concatenation), then the wider one, then the first.
+    others are taken from (the input of a pool, the output of a concatenation), then the input of a boundary layer,
+    then the first. None of this depends on a subnet, so that a plan's own subnet gives the same plan.
     """
     names = tuple(tensor.name for tensor in group)
     prescribed = next((name for name in names if name in fixed), None)
@@ -73,7 +73,8 @@ def _owned(group: list[TensorInfo], fixed: set[str], trained_bits: Mapping[str, 
         return SharedGroup(prescribed, names, "prescribed by the device")
     non_negative = all(tensor.non_negative for tensor in group)
     fitting = [tensor for tensor in group if tensor.non_negative == non_negative]
-    owner = max(fitting, key=lambda tensor: (tensor.trained, tensor.elements, trained_bits.get(tensor.name, 0)))
+    boundary = network.boundary_tensors
+    owner = max(fitting, key=lambda tensor: (tensor.trained, tensor.elements, tensor.name in boundary))
     return SharedGroup(owner.name, names, "trained" if owner.trained else "calibrated")
 
 

@@ -23,7 +23,7 @@ _DROPOUT_MODULES: Mapping[Callable[..., Any], type[nn.Module]] = {
 }
 
 #: What only copies a tensor, or converts it to another dtype, device or memory layout.
-_COPIES = ("clone", "contiguous", "cpu", "cuda", "detach", "float", "to", "type_as", torch.clone, torch.detach)
+_COPIES = ("clone", "contiguous", "cpu", "cuda", "float", "to", "type_as", torch.clone)
 
 
 def pass_inputs_by_position(graph: fx.Graph) -> None:

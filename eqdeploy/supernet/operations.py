@@ -130,11 +130,11 @@ def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def vanishes(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node passes its input through once the network is frozen (dropout, identity)."""
+    """Whether the node passes its input through once the network is frozen (dropout, identity, detach)."""
     module = module_of(graph_module, node)
     if module is not None:
         return isinstance(module, VANISHING_MODULES) or type(module).__name__ in ("StochasticDepth", "DropPath")
-    return node.op == "call_function" and node.target in (F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout)
+    return node.op in ("call_function", "call_method") and node.target in (torch.detach, "detach")
 
 
 def classify(graph_module: fx.GraphModule, node: fx.Node) -> Operation:

@@ -8,14 +8,14 @@ from typing import Any
 
 from eqdeploy.validation.qdq_file import CLIP, DEQUANTIZE, QUANTIZE
 from eqdeploy.validation.reference.graph import Graph, Operation
-from eqdeploy.validation.runtime import OptimizedGraph, RuntimeNode
+from eqdeploy.validation.runtime import NEUTRAL, OptimizedGraph, RuntimeNode
 
 #: Operations that ONNX Runtime's CPU provider has integer kernels for, or runs on integers as they are.
 _FUSABLE = frozenset(
     {
         *("Conv", "Gemm", "MatMul", "Add", "Mul", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"),
         *("Softmax", "Concat", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"),
-        *("Resize", "Gather", "Split", "Expand", "Tile", "Relu", "Clip", "DepthToSpace"),
+        *("Resize", "Gather", "Split", "Expand", "Tile", "DepthToSpace"),
     }
 )
 
@@ -23,7 +23,7 @@ _FUSABLE = frozenset(
 _UNSIGNED_ONLY = frozenset({"Conv", "MatMul"})
 
 #: Operations whose parameters are no data.
-_DATA_INPUTS = {"Reshape": 1, "Squeeze": 1, "Unsqueeze": 1, "Slice": 1, "Resize": 1, "Split": 1, "Expand": 1, "Clip": 1}
+_DATA_INPUTS = {"Reshape": 1, "Squeeze": 1, "Unsqueeze": 1, "Slice": 1, "Resize": 1, "Split": 1, "Expand": 1}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def summarize(optimized: OptimizedGraph, graph: Graph) -> OperatorSummary:
         if _is_integer(node, integers):
             integers.update(node.outputs)
             fused[node.op_type] += 1
-        elif node.op_type not in (QUANTIZE, DEQUANTIZE):
+        elif node.op_type not in NEUTRAL:
             operation = operations.get(node.name)
             reason = "inserted by the runtime" if operation is None else _reason(operation, graph)
             float_operators.append(FloatOperator(node.name, node.op_type, reason))
@@ -110,6 +110,9 @@ def _is_integer(node: RuntimeNode, integers: set[str]) -> bool:
 
 def _reason(operation: Operation, graph: Graph) -> str:
     """Why the runtime does not fuse an operation, from the conditions of its QDQ selectors."""
+    if operation.op_type in ("Relu", "Clip"):
+        absorbing = operation.outputs[0] in graph.encodings
+        return "the quantizer behind it does not absorb it" if absorbing else "its result is not quantized"
     if operation.op_type not in _FUSABLE:
         return f"ONNX Runtime has no integer kernel for {operation.op_type}"
     data = [name for name in operation.inputs[: _DATA_INPUTS.get(operation.op_type)] if name]
@@ -124,6 +127,8 @@ def _reason(operation: Operation, graph: Graph) -> str:
     end = _quantized_as(operation, graph)
     if end is None and operation.op_type not in ("Gemm", "MatMul"):
         return "its result is not quantized before it is read"
+    if end is None and bias is not None and bias not in parameters:
+        return "its result is not quantized and its bias is float"
     return _type_reason(operation, graph, data, end)
 
 
@@ -135,12 +140,12 @@ def _type_reason(operation: Operation, graph: Graph, data: list[str], end: str |
         return "its input and its result are stored in different types"
     if operation.op_type in _UNSIGNED_ONLY and any(encodings[name].signed for name in data if name in encodings):
         return "its activations are signed; on x86 the runtime fuses unsigned ones only"
-    if end is not None and end not in operation.outputs and operation.op_type not in ("Relu", "Clip"):
+    if end is not None and end not in operation.outputs:
         encoding = encodings[end]
         if encoding.zero_point != encoding.q_min:
             return f"the zero-point of {end} is not its smallest code, so the function in between is not absorbed"
-    if operation.op_type in ("Relu", "Clip"):
-        return "it is not absorbed by the quantizer behind it"
+    if any(encodings[name].signed for name in data if name in encodings):
+        return "the runtime stores some signed tensors as unsigned ones, and this operation mixes both"
     return "this version of ONNX Runtime does not fuse it here"
 
 

@@ -22,6 +22,9 @@ from eqdeploy.validation.runtime import Exposure, Level, ObservedModel
 #: Bytes of codes that one batch may hold; batches are made smaller for larger networks.
 BATCH_BYTES = 64 << 20
 
+#: Levels at which ONNX Runtime fuses operators into integer kernels.
+FUSING_LEVELS = (Level.EXTENDED, Level.ALL)
+
 #: Images of one batch at most.
 BATCH_IMAGES = 64
 
@@ -49,7 +52,7 @@ class LevelParity:
         decisions_differing: Decisions that differ from the reference's.
         output_difference: Largest absolute difference of an output.
         outputs_explained: Whether every output follows from the runtime's own codes.
-        operators: What was fused and what stayed float.
+        operators: What was fused and what stayed float; None at levels that fuse nothing.
     """
 
     level: Level
@@ -59,7 +62,7 @@ class LevelParity:
     decisions_differing: int
     output_difference: float
     outputs_explained: bool
-    operators: OperatorSummary
+    operators: OperatorSummary | None
 
     @property
     def total(self) -> TensorDifferences:
@@ -111,7 +114,7 @@ class LevelParity:
                 for name, tensor in self.tensors.items()
                 if tensor.differing
             },
-            "operators": self.operators.to_json(),
+            "operators": None if self.operators is None else self.operators.to_json(),
         }
 
 
@@ -223,7 +226,11 @@ def check_parity(
         images=len(images),
         tensors=len(reference.graph.encodings),
         levels=tuple(
-            tallies[level].result(level, observed[level], summarize(observed[level].graph, reference.graph))
+            tallies[level].result(
+                level,
+                observed[level],
+                summarize(observed[level].graph, reference.graph) if level in FUSING_LEVELS else None,
+            )
             for level in levels
         ),
     )
@@ -264,7 +271,7 @@ class _Tally:
         self.decisions += ours.size
         self.decisions_differing += int((ours != theirs).sum())
 
-    def result(self, level: Level, observed: ObservedModel, operators: OperatorSummary) -> LevelParity:
+    def result(self, level: Level, observed: ObservedModel, operators: OperatorSummary | None) -> LevelParity:
         """Close the books."""
         return LevelParity(
             level=level,

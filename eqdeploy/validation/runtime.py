@@ -62,7 +62,7 @@ _OPTIMIZATION = {
 _FATAL = 4
 
 #: Operators without arithmetic of their own, and the names under which others run in another memory layout.
-_NEUTRAL = frozenset({"Transpose", "ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear"})
+NEUTRAL = frozenset({"Transpose", "ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear"})
 _RENAMED = {"NhwcMaxPool": "MaxPool"}
 
 #: Start of the names of tensors that the runtime stores as uint8 although the file says int8.
@@ -107,7 +107,7 @@ class OptimizedGraph:
 
     def arithmetic(self) -> Counter[str]:
         """How often each operator occurs that computes new numbers: no layout changes, no Q, no DQ."""
-        return Counter(_RENAMED.get(node.op_type, node.op_type) for node in self.nodes if node.op_type not in _NEUTRAL)
+        return Counter(_RENAMED.get(node.op_type, node.op_type) for node in self.nodes if node.op_type not in NEUTRAL)
 
 
 class Session:

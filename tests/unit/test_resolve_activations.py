@@ -220,6 +220,28 @@ class TestGates:
         assert "operator_inputs" in plan.tensor["stem_bn"].reason
 
 
+class TestFloatReaders:
+    def plan(self, tmp_path: Path, *, pool_feeds_a_layer: bool) -> DevicePlan:
+        """A calibrated skip branch that a max pool reads too, on a device whose max pools move codes."""
+        net = NetworkBuilder()
+        stem = net.conv_relu("stem", net.input())
+        skip = net.op(OpKind.SIGMOID, net.layer("gate", stem), name="skip")
+        pool = net.op(OpKind.MAX_POOL, skip, name="pool")
+        total = net.op(OpKind.ADD, net.layer("main", stem), skip, name="sum")
+        end = net.layer("head", pool, batch_norm=False) if pool_feeds_a_layer else net.op(OpKind.TANH, pool)
+        return resolve(changed(tmp_path, "tensorrt", "operators: {shared: [max_pool]}\n"), net.build(total, end))
+
+    def test_operator_that_moves_codes_reads_codes(self, tmp_path: Path) -> None:
+        plan = self.plan(tmp_path, pool_feeds_a_layer=True)
+        assert sources(plan)["skip"] == "=pool"
+        assert plan.tensor["skip"].float_readers == ()
+
+    def test_but_not_when_its_output_has_no_encoding(self, tmp_path: Path) -> None:
+        plan = self.plan(tmp_path, pool_feeds_a_layer=False)
+        assert sources(plan)["skip"] == "calibrated"
+        assert plan.tensor["skip"].float_readers == ("pool",)
+
+
 class TestSharedEncodings:
     def test_tensors_of_a_network_output_stay_float_through_a_reshape(self) -> None:
         net = NetworkBuilder()
@@ -268,7 +290,7 @@ class TestSharedEncodings:
         assert plan.tensor["pool"].device is not None
         assert plan.tensor["pool"].device.bits == 4
 
-    def test_wider_tensor_owns_the_encoding_among_equals(self) -> None:
+    def test_boundary_tensor_owns_the_encoding_among_equals(self) -> None:
         net = NetworkBuilder()
         stem = net.conv_relu("stem", net.input())
         side = net.layer("side", stem, batch_norm=False)
@@ -391,6 +413,10 @@ class TestFloatTensors:
         found = sources(resolve(profile, residual_network()))
         assert (found["stem"], found["stem_bn"]) == ("inside", "inside")
         assert found["add_a"] == "calibrated"
+
+    def test_input_of_a_layer_is_never_inside_a_group(self, tmp_path: Path) -> None:
+        profile = changed(tmp_path, "onnxruntime-x86", "operators: {fused: [[relu, conv]]}\n")
+        assert sources(resolve(profile, residual_network()))["a_conv1_relu"] == "trained"
 
     def test_relu6_is_inside_its_layers_group(self) -> None:
         net = NetworkBuilder()

@@ -315,8 +315,7 @@ def _product(operator: LinearOperator, data: ExactValue, weight: ExactValue, fac
         _, scale = sum_scales(operator, data, weight, factor)
         product: NDArray[np.float64] = exact_sums(operator, data.steps, weight.steps) * scale
         return product
-    result: NDArray[np.float64] = operator(as_float64(estimate(data).value), as_float64(estimate(weight).value))
-    return factor * result
+    return np.asarray(factor * operator(estimate(data).value, estimate(weight).value), np.float64)
 
 
 def _exact_mean(source: ExactValue | None, data: Estimate, axes: tuple[int, ...], count: int) -> NDArray[np.float64]:

@@ -201,7 +201,7 @@ class WindowMean(Value):
         """Divide by the count and by the scale in float32, add the zero-point, round."""
         if self.operand.container != encoding.container:
             return super().codes(encoding)
-        means: NDArray[np.float32] = self.float_sums / self.counts.astype(np.float32)
+        means = (self.float_sums / self.counts.astype(np.float32)).astype(np.float32)
         return saturate_shifted(means / encoding.scale + np.float32(encoding.zero_point), encoding)
 
 

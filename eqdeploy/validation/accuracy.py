@@ -1,0 +1,217 @@
+"""Accuracy: float model, simulated subnet, integer reference and exported model side by side on labelled data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eqdeploy.errors import AccuracyError, DataError
+from eqdeploy.progress import Progress, SilentProgress
+from eqdeploy.quantized_model import QuantizedModel
+from eqdeploy.validation.reference.integer import IntegerReference
+from eqdeploy.validation.runtime import Level, Session
+
+#: Images evaluated at once.
+BATCH_IMAGES = 64
+
+#: Returns the logits of a batch: float32 (N, …) in, an array of shape (N, classes) out.
+Classifier = Callable[[NDArray[np.float32]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy of one network.
+
+    Attributes:
+        name: What was evaluated.
+        correct: Number of images whose top-1 class is the label.
+        images: Number of images.
+    """
+
+    name: str
+    correct: int
+    images: int
+
+    @property
+    def fraction(self) -> float:
+        """Correct images over all images."""
+        return self.correct / self.images
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"correct": self.correct, "images": self.images, "accuracy": self.fraction}
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """Top-1 accuracy of several networks on the same images.
+
+    Attributes:
+        baseline: The network that others are compared with, usually the float model.
+        exported: The exported model as a runtime executes it.
+        others: Whatever else was evaluated, such as the simulated subnet.
+    """
+
+    baseline: Accuracy
+    exported: Accuracy
+    others: tuple[Accuracy, ...] = ()
+
+    @property
+    def drop(self) -> float:
+        """Accuracy that the exported model has lost against the baseline; negative if it gained."""
+        return self.baseline.fraction - self.exported.fraction
+
+    @property
+    def summary(self) -> str:
+        """The outcome in one sentence."""
+        rows = (self.baseline, *self.others, self.exported)
+        shares = ", ".join(f"{row.name} {row.fraction:.2%}" for row in rows)
+        return f"top-1 on {self.exported.images} images: {shares}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        rows = (self.baseline, *self.others, self.exported)
+        return {"summary": self.summary, "drop": self.drop, "networks": {row.name: row.to_json() for row in rows}}
+
+
+def measure_accuracy(
+    name: str,
+    classifier: Classifier,
+    images: NDArray[np.float32],
+    labels: NDArray[np.integer[Any]],
+    *,
+    progress: Progress | None = None,
+) -> Accuracy:
+    """Count the images whose top-1 class is the label.
+
+    Args:
+        name: What is evaluated.
+        classifier: Returns logits of shape (N, classes), or anything that flattens to it.
+        images: float32, shape (N, …), at least one.
+        labels: Integers, shape (N,).
+        progress: Listener.
+
+    Raises:
+        DataError: If images and labels do not belong together, or the logits are not one row per image with a
+            finite number for every class.
+    """
+    if labels.shape != (len(images),) or len(images) == 0:
+        raise DataError(f"{len(images)} images and labels of shape {labels.shape} do not belong together", where=name)
+    listener = progress or SilentProgress()
+    correct = 0
+    with listener.stage(f"measuring accuracy: {name}", total=len(images)) as advance:
+        for start in range(0, len(images), BATCH_IMAGES):
+            batch, wanted = images[start : start + BATCH_IMAGES], labels[start : start + BATCH_IMAGES]
+            logits = np.asarray(classifier(batch))
+            logits = logits.reshape(len(logits), -1) if logits.ndim > 2 else logits
+            if logits.ndim != 2 or len(logits) != len(batch) or logits.shape[1] <= int(wanted.max()):
+                raise DataError(
+                    f"the network returns {logits.shape} for {len(batch)} images with labels up to {int(labels.max())}",
+                    where=name,
+                )
+            if not bool(np.isfinite(logits).all()):
+                raise DataError("the network returns numbers that are not finite", where=name)
+            correct += int((logits.argmax(axis=1) == wanted).sum())
+            advance(len(batch))
+    return Accuracy(name, correct, len(images))
+
+
+def torch_classifier(module: Callable[[torch.Tensor], torch.Tensor]) -> Classifier:
+    """Use a torch module or function as a classifier. A module is evaluated in evaluation mode and left as it was."""
+
+    def classify(images: NDArray[np.float32]) -> NDArray[Any]:
+        was_training = isinstance(module, torch.nn.Module) and module.training
+        if isinstance(module, torch.nn.Module):
+            module.eval()
+        try:
+            with torch.inference_mode():
+                logits: NDArray[Any] = module(torch.from_numpy(np.ascontiguousarray(images))).numpy()
+        finally:
+            if isinstance(module, torch.nn.Module):
+                module.train(was_training)
+        return logits
+
+    return classify
+
+
+def onnx_classifier(path: Path, *, level: Level = Level.ALL, threads: int = 1) -> Classifier:
+    """Use the first output of an ONNX file in ONNX Runtime as a classifier.
+
+    Raises:
+        RuntimeRefusedError: If ONNX Runtime does not load the file.
+    """
+    session = Session(path, level, where=str(path), threads=threads)
+    return lambda images: session.run(images)[session.output_names[0]]
+
+
+def reference_classifier(model: QuantizedModel) -> Classifier:
+    """Use the first output of the integer reference as a classifier.
+
+    Raises:
+        ValidationError: If the model's encodings do not belong to its graph.
+    """
+    reference = IntegerReference(model)
+    name = reference.graph.output_names[0]
+    return lambda images: reference.run(images).outputs[name]
+
+
+def compare_accuracy(
+    classifiers: Mapping[str, Classifier],
+    images: NDArray[np.float32],
+    labels: NDArray[np.integer[Any]],
+    *,
+    baseline: str,
+    exported: str,
+    progress: Progress | None = None,
+) -> AccuracyReport:
+    """Measure several networks on the same images.
+
+    Args:
+        classifiers: Networks by name.
+        images: float32, shape (N, …), at least one.
+        labels: Integers, shape (N,).
+        baseline: Name of the network that the exported model is compared with.
+        exported: Name of the exported model.
+        progress: Listener.
+
+    Raises:
+        DataError: If images and labels do not belong together or a network returns no logits.
+    """
+    rows = {
+        name: measure_accuracy(name, classifier, images, labels, progress=progress)
+        for name, classifier in classifiers.items()
+    }
+    others = tuple(row for name, row in rows.items() if name not in (baseline, exported))
+    return AccuracyReport(rows[baseline], rows[exported], others)
+
+
+def check_gates(report: AccuracyReport, *, min_accuracy: float | None = None, max_drop: float | None = None) -> None:
+    """Enforce limits on the accuracy of the exported model.
+
+    Args:
+        report: What was measured.
+        min_accuracy: Smallest top-1 accuracy, a fraction between 0 and 1; None for no limit.
+        max_drop: Largest loss against the baseline, a fraction between 0 and 1; None for no limit.
+
+    Raises:
+        AccuracyError: If a limit is missed; names the limit and what was measured.
+    """
+    measured = report.exported.fraction
+    if min_accuracy is not None and measured < min_accuracy:
+        raise AccuracyError(
+            f"top-1 accuracy {measured:.2%} is below the required {min_accuracy:.2%}", where=report.exported.name
+        )
+    # Compared as counts of images: a drop of exactly the limit passes whatever the rounding of the fractions.
+    lost = report.baseline.correct - report.exported.correct
+    if max_drop is not None and lost > max_drop * report.exported.images + 1e-9:
+        raise AccuracyError(
+            f"top-1 accuracy fell from {report.baseline.fraction:.2%} to {measured:.2%}, "
+            f"by {report.drop:.2%} where at most {max_drop:.2%} is allowed",
+            where=report.exported.name,
+        )

@@ -1,0 +1,104 @@
+"""Independent readers of the files: OpenVINO runs the QDQ model, AIMET rebuilds one from the encodings.
+
+Both are optional: ``pip install 'eqdeploy[conformance]'``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from eqdeploy.exporters.contract import export_checked, get_exporter
+from eqdeploy.plan import BiasFormat
+from eqdeploy.quant.form import Form, Granularity, Symmetry
+from eqdeploy.quantized_model import QuantizedModel
+from eqdeploy.testing import SampleForms, sample_model
+from tests.contract.networks import ASYMMETRIC, LOW_BITS, NETWORKS, SIGNED
+from tests.contract.runtime import image, session, simulate
+
+
+def optional(name: str) -> Any:
+    """Import a package or skip; its own warnings are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(name, reason=f"{name} is not installed", exc_type=ImportError)
+
+
+def run_openvino(path: Path, feeds: dict[str, NDArray[Any]], outputs: list[str]) -> list[NDArray[Any]]:
+    """Run a model in float32 without OpenVINO's own low-precision transformations, which move the grid at adds."""
+    openvino = optional("openvino")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        core = openvino.Core()
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "LP_TRANSFORMS_MODE": "NO", "INFERENCE_NUM_THREADS": 1}
+        compiled = core.compile_model(core.read_model(path), "CPU", settings)
+        results = compiled(feeds)
+    return [results[compiled.output(name)] for name in outputs]
+
+
+MODELS = {
+    "8 bits": lambda: sample_model(SampleForms(power_of_two=True)),
+    "4 bits": lambda: sample_model(LOW_BITS),
+    "asymmetric": lambda: sample_model(ASYMMETRIC),
+    **{name: NETWORKS[name] for name in ("output_read_inside", "grouped_transposed", "clips", "matrix_layers")},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("opset", [13, 21])
+def test_openvino_computes_the_same(name: str, opset: int, tmp_path: Path) -> None:
+    model = MODELS[name]()
+    export_checked(get_exporter("onnx_qdq"), model, tmp_path, {"opset": opset})
+    feeds = image(model)
+    outputs = [info.name for info in model.graph.graph.output]
+    _, reals = simulate(model, feeds)
+    for output, array in zip(outputs, run_openvino(tmp_path / "model.onnx", feeds, outputs), strict=True):
+        np.testing.assert_array_equal(array, reals[output])
+
+
+def test_openvino_computes_the_same_under_tensorrt_rules(tmp_path: Path) -> None:
+    model = sample_model(SIGNED, skip_only=True)
+    export_checked(get_exporter("tensorrt"), model, tmp_path, {})
+    feeds = image(model)
+    _, reals = simulate(model, feeds)
+    np.testing.assert_array_equal(run_openvino(tmp_path / "model.onnx", feeds, ["head"])[0], reals["head"])
+
+
+def per_channel() -> QuantizedModel:
+    return sample_model(SampleForms(power_of_two=True, bias=BiasFormat.FLOAT))
+
+
+def four_bits() -> QuantizedModel:
+    forms = SampleForms(
+        weight=Form(4, Granularity.PER_CHANNEL, Symmetry.SYMMETRIC, signed=True),
+        activation=Form(8, Granularity.PER_TENSOR, Symmetry.ASYMMETRIC, signed=False),
+        power_of_two=True,
+    )
+    return sample_model(forms)
+
+
+@pytest.mark.parametrize(
+    ("make", "opset"), [(lambda: sample_model(ASYMMETRIC), None), (per_channel, None), (four_bits, 21)]
+)
+def test_aimet_rebuilds_the_same_network(make: Any, opset: int | None, tmp_path: Path) -> None:
+    """AIMET's converter turns float model and encodings into a QDQ model of its own; outputs agree exactly."""
+    quantsim = optional("aimet_onnx.quantsim")
+    model = make()
+    export_checked(get_exporter("snpe"), model, tmp_path, {"float_opset": opset} if opset else {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rebuilt = quantsim.encodings_to_onnx_qdq(
+            str(tmp_path / "snpe/model.onnx"), str(tmp_path / "snpe/model.encodings")
+        )
+    rebuilt.ir_version = min(rebuilt.ir_version, 10)
+    feeds = image(model, batch=4)
+    _, reals = simulate(model, feeds)
+    np.testing.assert_array_equal(session(rebuilt, "disabled").run(["head"], feeds)[0], reals["head"])
+    quantizers = {node.op_type for node in rebuilt.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+    assert len(quantizers) == 2, onnx.printer.to_text(rebuilt.graph)
