@@ -73,8 +73,7 @@ class ElasticSpace:
             raise ValueError("bits must be ascending")
         if self.boundary_bits not in self.bits:
             raise ValueError(f"boundary_bits {self.boundary_bits} is not one of bits {list(self.bits)}")
-        for bits in self.bits:
-            self.weight_form(bits, self.granularities[0], self.symmetries[0])
+        self.weight_forms()  # refuses widths and ranges that no form has
 
     def weight_form(self, bits: int, granularity: Granularity, symmetry: Symmetry) -> Form:
         """The trained form of a weight: always a signed range, narrow only when symmetric."""

@@ -73,11 +73,12 @@ def calibrate_batch_norm(
     Raises:
         DataError: If there are no images, too few for a variance, or they are not finite.
     """
-    norms = [
-        module
-        for module in model.modules()
+    named = {
+        name: module
+        for name, module in model.named_modules()
         if isinstance(module, BATCH_NORM_MODULES) and getattr(module, "running_mean", None) is not None
-    ]
+    }
+    norms = list(named.values())
     moments = [_Moments(module.num_features) for module in norms]
     handles = [module.register_forward_pre_hook(moment) for module, moment in zip(norms, moments, strict=True)]
     images = 0
@@ -95,6 +96,9 @@ def calibrate_batch_norm(
             handle.remove()
     if images == 0:
         raise DataError("the calibration set is empty", hint="give at least a few hundred images")
+    for name, moment in zip(named, moments, strict=True):
+        if not bool(torch.isfinite(moment.sum_of_squares).all()):
+            raise DataError("a calibration image gives BatchNorm values that are not finite", where=name)
     for module, moment in zip(norms, moments, strict=True):
         if moment.count:
             moment.write(module)

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from eqdeploy.errors import DataError
+from eqdeploy.quant.elastic_quantizer import LARGEST_EXPONENT
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form
 from eqdeploy.quant.initialize import minimize_error, subsample
+from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.supernet import Supernet
 
 #: Values kept of each tensor and batch.
@@ -28,6 +31,8 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.name in self.names:
+            if not bool(torch.isfinite(result).all()):
+                raise DataError("a calibration image gives this tensor a value that is not finite", where=n.name)
             self.samples[n.name].append(subsample(result.detach().float().reshape(1, -1), _VALUES_PER_BATCH))
         return result
 
@@ -43,15 +48,18 @@ def sample_tensors(supernet: Supernet, batches: Iterable[Tensor], names: Collect
 
     Returns:
         For each name, float32 values of shape (1, M): evenly spaced ones and every batch's extremes.
+
+    Raises:
+        DataError: If there are no images, or a tensor takes a value that is not finite.
     """
-    training = supernet.training
-    supernet.eval()
     recorder = _Recorder(supernet.graph_module, names)
-    try:
+    images = 0
+    with evaluation_mode(supernet):
         for batch in batches:
             recorder.run(batch)
-    finally:
-        supernet.train(training)
+            images += batch.shape[0]
+    if images == 0:
+        raise DataError("the calibration set is empty", hint="give at least a few hundred images")
     return {name: torch.cat(samples, dim=1) for name, samples in recorder.samples.items()}
 
 
@@ -63,13 +71,14 @@ def calibrate_encodings(samples: Mapping[str, Tensor], forms: Mapping[str, Form]
         forms: The device's form of each tensor, per-tensor.
 
     Returns:
-        Encodings by tensor name. A tensor without any non-zero value gets scale 1.
+        Encodings by tensor name. A tensor without any non-zero value gets scale 1. Scales stay inside the range of
+        trained ones, so that the product of two is a normal float32 number.
     """
     encodings: dict[str, Encoding] = {}
     for name, form in forms.items():
         scale, zero_point = minimize_error(samples[name], form)
         encodings[name] = Encoding.per_tensor(
-            scale[0].item(),
+            min(max(scale[0].item(), 2.0**-LARGEST_EXPONENT), 2.0**LARGEST_EXPONENT),
             int(zero_point[0].item()),
             form.q_min,
             form.q_max,

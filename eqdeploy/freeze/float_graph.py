@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.network import NetworkDescription, OpKind
-from eqdeploy.supernet.layers import ElasticLayer
+from eqdeploy.supernet.layers import ElasticLayer, ElasticLinear
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.operations import ELASTIC_MODULES, vanishes
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
@@ -176,8 +176,8 @@ def _plain(module: nn.Module, *, with_bias: bool) -> nn.Module:
     plain.__class__ = next(kind for kind in type(module).__mro__ if kind in ELASTIC_MODULES)
     plain._modules = {}
     plain._parameters = dict(module._parameters)
-    if with_bias and module.bias is None:
-        channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    if with_bias and plain._parameters["bias"] is None:
+        channels = module.out_features if isinstance(module, ElasticLinear) else module.out_channels
         plain.bias = nn.Parameter(torch.zeros(channels))
     return plain
 
@@ -251,7 +251,7 @@ def _name_nodes(graph: ir.Graph, network: NetworkDescription, parameters: Collec
             value.name = f"{owner}/{index}" if position == 0 else f"{owner}/{index}.{position}"
     for name, constant in list(graph.initializers.items()):
         if name not in parameters:
-            use = constant.uses()[0]
+            use = next(iter(constant.uses()))
             constant.name = f"{use.node.name}/input{use.idx}"
 
 

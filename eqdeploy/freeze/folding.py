@@ -17,11 +17,14 @@ from eqdeploy.network import LayerInfo, OpKind
 from eqdeploy.plan import BatchNormFolding, WeightPlan
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form, Granularity, Symmetry
-from eqdeploy.quant.initialize import minimize_error
+from eqdeploy.quant.initialize import minimize_error, subsample
 from eqdeploy.quantized_model import FoldedLayer
 
 #: Scales below this are treated as zero: their products with activation scales would leave normal float32.
 SMALLEST_SCALE = np.float32(2.0**-80)
+
+#: Values per scale over which the error is minimized.
+_MAXIMUM_VALUES = 1 << 16
 
 #: Largest bias in accumulator units: leaves half of int32 to the sum of products.
 _LARGEST_BIAS = 2.0**30
@@ -76,7 +79,12 @@ def fold(
 
     Returns:
         The weight in the device's form and storage.
+
+    Raises:
+        ValueError: If there is a gain to fold but the plan has no method.
     """
+    if plan.folding is None and not bool(np.all(affine.gain == 1.0)):
+        raise ValueError(f"{layer.name}: the plan does not say how BatchNorm is folded")
     codes = trained.quantize(weight)
     target = trained.dequantize(codes).astype(np.float64) * _expand(affine.gain, layer)
     if plan.folding is None:
@@ -101,8 +109,8 @@ def fold(
 def fit_bias(folded: FoldedWeight, layer: LayerInfo, shift: NDArray[np.float64], input_scale: float) -> FoldedWeight:
     """Adjust weight scales so that the bias is an int32 on the accumulator's grid s_x · s_w, and an accurate one.
 
-    A channel whose scale is too small for its bias is quantized again on a wider one. A constant channel (all
-    weights zero) takes the scale that represents its bias best: its codes say nothing about it.
+    A channel whose scale is too small for its bias is quantized again on a wider one. Where all weights that share a
+    scale are zero, it becomes the one that represents the bias best: the codes say nothing about it.
 
     Args:
         folded: Weight after folding.
@@ -121,10 +129,10 @@ def fit_bias(folded: FoldedWeight, layer: LayerInfo, shift: NDArray[np.float64],
         magnitude = magnitude.reshape(layer.groups, -1).max(axis=0)
     needed = magnitude / (input_scale * _LARGEST_BIAS)
     scale = np.maximum(encoding.scale.astype(np.float64), needed)
-    if encoding.axis is not None:
-        constant = _constant_channels(folded, encoding.axis)
-        scale = np.where(constant & (magnitude > 0), magnitude / (input_scale * _CONSTANT_STEPS), scale)
-    scale = np.maximum(scale, SMALLEST_SCALE).astype(np.float32)
+    zero = folded.codes == _zero(folded)
+    constant = zero.all() if encoding.axis is None else _rows(zero, encoding.axis).all(axis=1)
+    scale = np.where(constant & (magnitude > 0), magnitude / (input_scale * _CONSTANT_STEPS), scale)
+    scale = np.asarray(np.maximum(scale, SMALLEST_SCALE), dtype=np.float32)
     if np.array_equal(scale, encoding.scale):
         return folded
     adjusted = replace(encoding, scale=scale)
@@ -184,7 +192,8 @@ def _requantize(target: NDArray[np.float64], layer: LayerInfo, device: Form) -> 
     per_channel = device.granularity is Granularity.PER_CHANNEL
     values = target.astype(np.float32)
     rows = _rows(values, layer.channel_axis) if per_channel else values.reshape(1, -1)
-    scale, zero_point = minimize_error(torch.from_numpy(np.ascontiguousarray(rows)), form)
+    sample = subsample(torch.from_numpy(np.ascontiguousarray(rows)), _MAXIMUM_VALUES)
+    scale, zero_point = minimize_error(sample, form)
     shape = (-1,) if per_channel else ()
     encoding = Encoding(
         scale=np.maximum(scale.numpy(), SMALLEST_SCALE).reshape(shape),

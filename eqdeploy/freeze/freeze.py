@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eqdeploy.calibration.ranges import calibrate_encodings
-from eqdeploy.errors import ProfileError
+from eqdeploy.errors import ProfileError, ValidationError
 from eqdeploy.freeze.float_graph import FloatGraph
 from eqdeploy.freeze.folding import ChannelAffine, fit_bias, fold
 from eqdeploy.network import LayerInfo, OpKind, TensorInfo
@@ -22,6 +23,8 @@ from eqdeploy.quantized_model import FoldedLayer, QuantizedModel, QuantizedParam
 from eqdeploy.supernet.supernet import Supernet
 
 _INT32 = np.iinfo(np.int32)
+#: Larger gains and biases leave float32 once they are multiplied by scales.
+_LARGEST_GAIN = 2.0**40
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,13 @@ class _FrozenLayer:
     report: FoldedLayer
 
 
-def tensors_to_calibrate(plan: DevicePlan) -> dict[str, Form]:
-    """Tensors whose range must be measured, with the device's form."""
-    return {
-        tensor.tensor: tensor.device
+def tensors_to_calibrate(plan: DevicePlan) -> tuple[str, ...]:
+    """Tensors whose values must be sampled: those with a calibrated range, and those that share it."""
+    return tuple(
+        tensor.tensor
         for tensor in plan.tensors
-        if tensor.source is EncodingSource.CALIBRATED and tensor.device is not None
-    }
+        if plan.tensor[tensor.shares_with or tensor.tensor].source is EncodingSource.CALIBRATED
+    )
 
 
 def freeze(supernet: Supernet, plan: DevicePlan, graph: FloatGraph, samples: Mapping[str, Tensor]) -> QuantizedModel:
@@ -54,6 +57,7 @@ def freeze(supernet: Supernet, plan: DevicePlan, graph: FloatGraph, samples: Map
 
     Raises:
         ProfileError: If a layer reads a tensor without encoding but the device wants an integer bias.
+        ValidationError: If a number of a layer is not finite or leaves float32.
     """
     if plan.power_of_two_scales:
         raise ProfileError("power-of-two scales are not supported yet", where=f"{plan.profile}: scale")
@@ -89,11 +93,16 @@ def _activation_encodings(
     supernet: Supernet, plan: DevicePlan, samples: Mapping[str, Tensor], notes: list[str]
 ) -> dict[str, Encoding]:
     """Encodings of all tensors that carry one, in network order."""
-    calibrated = calibrate_encodings(samples, tensors_to_calibrate(plan))
+    pooled: dict[str, list[Tensor]] = {}
+    for name in tensors_to_calibrate(plan):
+        pooled.setdefault(plan.tensor[name].shares_with or name, []).append(samples[name])
+    values = {owner: torch.cat(parts, dim=1) for owner, parts in pooled.items()}
+    forms = {owner: form for owner in values if (form := plan.tensor[owner].device) is not None}
+    calibrated = calibrate_encodings(values, forms)
     notes.extend(
         f"{name}: no calibration image excites this tensor, its scale is arbitrary"
-        for name in calibrated
-        if not bool(samples[name].any())
+        for name, sample in values.items()
+        if not bool(sample.any())
     )
     quantizers = supernet.activation_quantizers()
     owners: dict[str, Encoding] = {}
@@ -153,8 +162,9 @@ def _clipped(encoding: Encoding, tensor: TensorInfo) -> Encoding:
     """End the range where a clip before the quantizer ends: min(x, c) and rounding commute."""
     if tensor.op is not OpKind.CLIP or tensor.upper_bound is None:
         return encoding
-    bound = int(np.rint(np.float32(tensor.upper_bound) / encoding.scale)) + int(encoding.zero_point)
-    return replace(encoding, q_max=max(min(encoding.q_max, bound), int(encoding.zero_point)))
+    zero_point = int(encoding.zero_point)
+    bound = float(np.rint(np.float32(tensor.upper_bound) / encoding.scale)) + zero_point
+    return replace(encoding, q_max=int(max(min(encoding.q_max, bound), zero_point)))
 
 
 def _freeze_layer(supernet: Supernet, layer: LayerInfo, plan: DevicePlan, source: Encoding | None) -> _FrozenLayer:
@@ -203,8 +213,18 @@ def _channel_affine(supernet: Supernet, layer: LayerInfo, module: nn.Module) -> 
     gamma, beta = _optional(norm, "weight", np.ones(channels)), _optional(norm, "bias", np.zeros(channels))
     epsilon = norm.eps
     assert isinstance(epsilon, float)
-    gain = gamma / np.sqrt(variance + epsilon)
-    return ChannelAffine(gain, beta + (bias - mean) * gain)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain = gamma / np.sqrt(variance + epsilon)
+        shift = beta + (bias - mean) * gain
+    usable = (np.abs(gain) < _LARGEST_GAIN) & (np.abs(shift) < _LARGEST_GAIN)  # false for NaN
+    if not usable.all():
+        raise ValidationError(
+            f"channel {int(np.argmin(usable))} has gain {gain[np.argmin(usable)]:.3g} and bias "
+            f"{shift[np.argmin(usable)]:.3g} after calibration",
+            where=layer.batch_norm,
+            hint="its variance is zero or its parameters are damaged",
+        )
+    return ChannelAffine(gain, shift)
 
 
 def _integer_bias(

@@ -14,7 +14,6 @@ from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
 from eqdeploy.manifest import Provenance, write_manifest
 from eqdeploy.pipeline.configuration import write_configuration
 from eqdeploy.pipeline.proof import FLOAT, SIMULATED, Subject, measure, prove
-from eqdeploy.pipeline.resolve import profile_digest
 from eqdeploy.pipeline.sources import ImageSets, LoadedSupernet, load_image_sets, load_subnet, load_supernet
 from eqdeploy.pipeline.subnets import activate_calibrated, freeze_active
 from eqdeploy.plan import DevicePlan
@@ -156,7 +155,7 @@ def _provenance(source: _Source, target: _Target) -> Provenance:
     """What an artifact was made from."""
     return Provenance(
         profile=target.profile.name,
-        profile_digest=profile_digest(target.profile),
+        profile_digest=target.profile.digest,
         supernet=source.loaded.name,
         supernet_digest=source.loaded.digest,
         subnet_digest=target.plan.subnet.digest,

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 from eqdeploy.budget import average_bits
 from eqdeploy.pipeline.sources import load_subnet, load_supernet
-from eqdeploy.profile import DeviceProfile, load_profile
+from eqdeploy.profile import load_profile
 from eqdeploy.progress import Progress
 from eqdeploy.requests import ResolveRequest
 from eqdeploy.resolve import resolve
 from eqdeploy.results import ResolvedPlan
-
-
-def profile_digest(profile: DeviceProfile) -> str:
-    """SHA-256 of a profile's content, inherited keys and defaults included."""
-    content = json.dumps(profile.model_dump(mode="json", by_alias=True), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def resolve_profile(request: ResolveRequest, progress: Progress) -> ResolvedPlan:
@@ -35,7 +26,7 @@ def resolve_profile(request: ResolveRequest, progress: Progress) -> ResolvedPlan
     plan = resolve(profile, network, subnet)
     bits = average_bits(plan, network)
     return ResolvedPlan(
-        profile_digest=profile_digest(profile),
+        profile_digest=profile.digest,
         supernet=loaded.name,
         plan=plan,
         average_weight_bits=bits.weights,

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from eqdeploy.quant.encoding import Encoding
-from eqdeploy.quant.fake_quantize import fake_quantize, round_straight_through
+from eqdeploy.quant.fake_quantize import clamp_recoverably, fake_quantize, round_straight_through
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 from eqdeploy.quant.initialize import minimize_error, subsample
 
 #: Scales stay inside [2^-60, 2^60]: normal float32 numbers whose products with each other are normal too.
-_LARGEST_EXPONENT = 60.0
+LARGEST_EXPONENT = 60.0
 
 #: Values over which the scales of all channels together are searched, and the fewest per channel.
 _MAXIMUM_VALUES_PER_FORM = 1 << 17
@@ -62,10 +62,10 @@ class ElasticQuantizer(nn.Module):
 
     def numbers(self, form: Form) -> tuple[Tensor, Tensor]:
         """Differentiable scale and integer-valued zero-point of a form, each of shape () or (channels,)."""
-        scale = torch.exp2(self.log2_scale[form.key].clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT))
+        scale = torch.exp2(clamp_recoverably(self.log2_scale[form.key], -LARGEST_EXPONENT, LARGEST_EXPONENT))
         if form.symmetry is Symmetry.SYMMETRIC:
             return scale, torch.zeros_like(scale)
-        return scale, round_straight_through(self.zero_point[form.key].clamp(form.q_min, form.q_max))
+        return scale, round_straight_through(clamp_recoverably(self.zero_point[form.key], form.q_min, form.q_max))
 
     def forward(self, x: Tensor) -> Tensor:
         """Simulate the active form on ``x``; same shape, float32."""

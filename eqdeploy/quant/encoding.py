@@ -25,7 +25,8 @@ class Encoding:
         axis: Channel axis when ``scale`` has one value per channel, else None.
 
     Raises:
-        ValueError: If a scale is not finite and positive, a zero-point leaves the range, or shapes disagree.
+        ValueError: If a scale is not finite and positive, a zero-point leaves the range, the range does not fit in
+            the bits, or shapes disagree.
     """
 
     scale: NDArray[np.float32]
@@ -47,6 +48,9 @@ class Encoding:
             )
         if not bool(np.all(np.isfinite(self.scale) & (self.scale > 0))):
             raise ValueError("a scale is not finite and positive")
+        widest = (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1) if self.signed else (0, (1 << self.bits) - 1)
+        if not widest[0] <= self.q_min <= self.q_max <= widest[1]:
+            raise ValueError(f"the range [{self.q_min}, {self.q_max}] does not fit in {self.bits} bits {list(widest)}")
         if bool(np.any((self.zero_point < self.q_min) | (self.zero_point > self.q_max))):
             raise ValueError(f"a zero-point lies outside [{self.q_min}, {self.q_max}]")
 

@@ -77,6 +77,33 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, form: Form) -> T
     return result
 
 
+class _ClampRecoverably(torch.autograd.Function):
+    """Clamp whose gradient is blocked only where a descent step would lead further out of the range."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = (low, high)
+        return x.clamp(low, high)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        low, high = ctx.bounds
+        outwards = ((x < low) & (gradient > 0)) | ((x > high) & (gradient < 0))
+        return gradient.masked_fill(outwards, 0.0), None, None
+
+
+def clamp_recoverably(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp a parameter; one that an optimizer step has moved outside can come back.
+
+    The gradient of an ordinary clamp is zero outside the range, so that such a parameter would stay there for good.
+    """
+    result: Tensor = _ClampRecoverably.apply(x, low, high)  # type: ignore[no-untyped-call]
+    return result
+
+
 def round_straight_through(x: Tensor) -> Tensor:
     """Round half to even; the gradient passes unchanged."""
     return x + (x.round() - x).detach()

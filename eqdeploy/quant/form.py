@@ -89,10 +89,13 @@ class Form:
         parts = key.split("-")
         if len(parts) != 4 or not parts[0].isdecimal() or parts[3] not in ("signed", "signed_narrow", "unsigned"):
             raise ValueError(f"not a form: {key!r}")
-        return Form(
+        form = Form(
             bits=int(parts[0]),
             granularity=Granularity(parts[1]),
             symmetry=Symmetry(parts[2]),
             signed=parts[3] != "unsigned",
             narrow=parts[3] == "signed_narrow",
         )
+        if form.key != key:  # "04-…" and digits of other scripts
+            raise ValueError(f"not a form: {key!r}")
+        return form

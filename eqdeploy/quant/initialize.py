@@ -15,9 +15,8 @@ _LARGEST_RATIO = 1.15
 _SMALLEST_RATIO_FEW_BITS = 0.01
 _SMALLEST_RATIO_MANY_BITS = 0.15
 _FEW_BITS = 5
-#: Parts of a coarse step by which the best scale is then moved.
-_REFINE_STEPS = (-0.75, -0.5, -0.25, 0.25, 0.5, 0.75)
-_LAST_STEPS = (-0.125, 0.125)
+#: Parts of a coarse step by which the best scale is then moved, either way.
+_REFINE_STEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 _LEAST_SQUARES_ROUNDS = 3
 #: Enough values to place a scale within a fraction of a percent; more only costs time.
 MAXIMUM_VALUES = 1 << 14
@@ -98,16 +97,17 @@ class _Best:
 
     def refine(self, step: float) -> None:
         """Move the scales by parts of a coarse step, given as a factor."""
-        for parts in (_REFINE_STEPS, _LAST_STEPS):
-            scale, zero_point = self.scale, self.zero_point
-            for part in parts:
-                self.offer(scale * step**part, zero_point)
+        for part in _REFINE_STEPS:
+            scale = self.scale
+            self.offer(scale * step**part, self.zero_point)
+            self.offer(scale / step**part, self.zero_point)
 
     def fit(self) -> None:
         """Give the codes the scale that fits them best in the least-squares sense, a few times."""
         for _ in range(_LEAST_SQUARES_ROUNDS):
             zero_point = self.zero_point[:, None]
-            steps = quantize(self.values, self.scale[:, None], zero_point, self.form.q_min, self.form.q_max) - zero_point
+            codes = quantize(self.values, self.scale[:, None], zero_point, self.form.q_min, self.form.q_max)
+            steps = codes - zero_point
             power = steps.square().sum(dim=1)
             scale = (steps * self.values).sum(dim=1) / power.clip(min=1.0)
             self.offer(torch.where(scale > 0, scale, self.scale), self.zero_point)
@@ -124,6 +124,9 @@ def _search_symmetric(best: _Best, low: Tensor, high: Tensor, form: Form) -> Non
     zero_point = torch.zeros_like(low)
     # The scale at which the grid just reaches both extremes, each on its own side.
     whole = torch.maximum(high / max(form.q_max, 1), -low / max(-form.q_min, 1))
+    # Values on the one side where the grid has no codes all become zero: any scale will do.
+    whole = torch.where(whole > 0, whole, torch.maximum(high, -low) / max(form.q_max, -form.q_min, 1))
+    best.offer(whole, zero_point)
     step = _coarse_step(form)
     for index in range(_COARSE_STEPS + 1):
         best.offer(whole * (_LARGEST_RATIO * step**index), zero_point)
@@ -132,14 +135,18 @@ def _search_symmetric(best: _Best, low: Tensor, high: Tensor, form: Form) -> Non
 
 
 def _search_asymmetric(best: _Best, low: Tensor, high: Tensor, form: Form) -> None:
-    """Search the scale with both ends clipped alike, then neighbouring zero-points with scales of their own."""
+    """Search the scale with real zero where it covers both ends, in the middle, and then one step to either side."""
     levels = max(form.q_max - form.q_min, 1)
     step = _coarse_step(form)
+    whole = ((high - low) / levels).clip(min=torch.finfo(torch.float32).tiny)
+    covering = (form.q_min - low / whole).round().clip(form.q_min, form.q_max)
+    middle = torch.full_like(covering, (form.q_min + form.q_max + 1) // 2)
+    best.offer(whole, covering)
     for index in range(_COARSE_STEPS + 1):
-        ratio = _LARGEST_RATIO * step**index
-        scale = ((high - low) * (ratio / levels)).clip(min=torch.finfo(torch.float32).tiny)
-        best.offer(scale, (form.q_min - low * ratio / scale).round().clip(form.q_min, form.q_max))
-    for shift in (-1, 1, -2, 2):
+        best.offer(whole * (_LARGEST_RATIO * step**index), covering)
+    for index in range(0, _COARSE_STEPS + 1, 2):
+        best.offer(whole * (2 * _LARGEST_RATIO * step**index), middle)
+    for shift in (-1, 1):
         scale, zero_point = best.scale, (best.zero_point + shift).clip(form.q_min, form.q_max)
         for index in range(-3, 4):
             best.offer(scale * step ** (index / 2), zero_point)

@@ -65,10 +65,10 @@ def tables_of(details: Mapping[str, Any], title: str) -> list[RenderableType]:
         entries = _entries(value)
         if entries:
             columns = list(dict.fromkeys(column for entry in entries for column in entry))
-            rows = [[_flat(entry.get(column)) for column in columns] for entry in entries]
+            rows = [[_cell(entry.get(column)) for column in columns] for entry in entries]
             tables.append(make_table(columns, rows, title=f"{title}: {key}"))
         else:
-            single.append((key, _flat(value)))
+            single.append((key, _cell(value)))
     return ([make_table(("", ""), single, title=title)] if single else []) + tables
 
 
@@ -81,10 +81,19 @@ def _entries(value: object) -> list[dict[str, Any]]:
     return []
 
 
-def _flat(value: object) -> object:
-    """Write a nested value of a table's cell on one line."""
+def show_nested(value: object) -> str:
+    """Write a nested value on one line.
+
+    >>> show_nested({"QLinearConv": 5, "images": [1, 2], "none": {}})
+    'QLinearConv 5, images 1; 2, none -'
+    """
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_flat(item)}" for key, item in value.items()) or None
+        return ", ".join(f"{key} {show_nested(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list):
-        return "; ".join(show(_flat(item)) for item in value) or None
-    return value
+        return "; ".join(show_nested(item) for item in value) or "-"
+    return show(value)
+
+
+def _cell(value: object) -> object:
+    """A value as a table takes it: nested ones on one line."""
+    return show_nested(value) if isinstance(value, dict | list) else value

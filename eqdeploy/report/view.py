@@ -7,7 +7,7 @@ from rich.text import Text
 
 from eqdeploy.plan import Coverage
 from eqdeploy.report.model import ArtifactReport, Level, LevelStatus, PlanSummary, Verdict
-from eqdeploy.report.tables import make_table, show, tables_of
+from eqdeploy.report.tables import make_table, show, show_nested, tables_of
 from eqdeploy.text import printable
 
 _STYLES = {
@@ -29,6 +29,7 @@ def view_report(report: ArtifactReport, *, verbose: bool = False) -> RenderableT
     """
     parts: list[RenderableType] = [_headline(report), _levels(report)]
     parts.append(Text(f"coverage: {_coverage_line(report)}"))
+    parts += _fused_line(report)
     inexact = [row for row in report.folding if not row.exact]
     if inexact and not verbose:
         worst = max(inexact, key=lambda row: row.relative_error)
@@ -105,6 +106,16 @@ def _coverage_line(report: ArtifactReport) -> str:
         if counts.get(kind) or kind is Coverage.QUANTIZED
     )
     return f"{report.coverage.total} tensors: {kinds}"
+
+
+def _fused_line(report: ArtifactReport) -> list[RenderableType]:
+    """What the runtime makes of the model when it optimizes most, if that was found out."""
+    level, operators = next(reversed(report.operators.items()), ("", None))
+    if not isinstance(operators, dict):
+        return []
+    kept = operators.get("float")
+    remaining = f"{len(kept)} operators stay float" if isinstance(kept, list) and kept else "nothing stays float"
+    return [Text(printable(f"fused at level {level}: {show_nested(operators.get('fused'))}; {remaining}"))]
 
 
 def _everything(report: ArtifactReport) -> list[RenderableType]:

@@ -44,9 +44,9 @@ def make_out_of_place(graph_module: fx.GraphModule) -> None:
         overwritten = node.args[0] if node.args else None
         _rewrite(graph_module, node)
         if isinstance(overwritten, fx.Node) and tensor_shape(overwritten) is not None:
-            overwritten.replace_all_uses_with(
-                node, delete_user_cb=lambda user, after=order[node]: order[user] > after
-            )
+            for user in list(overwritten.users):
+                if order[user] > order[node]:
+                    user.replace_input_with(overwritten, node)
 
 
 def _overwrites(graph_module: fx.GraphModule, node: fx.Node) -> bool:

@@ -24,7 +24,9 @@ class _ShapeRecorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
         result = super().run_node(n)
-        n.meta[_SHAPE], n.meta[_DTYPE] = (tuple(result.shape), result.dtype) if isinstance(result, Tensor) else (None, None)
+        is_tensor = isinstance(result, Tensor)
+        n.meta[_SHAPE] = tuple(result.shape) if is_tensor else None
+        n.meta[_DTYPE] = result.dtype if is_tensor else None
         return result
 
 

@@ -20,8 +20,8 @@ from eqdeploy.validation.runtime import Level, Session
 #: Images evaluated at once.
 BATCH_IMAGES = 64
 
-#: Returns the logits of a batch: float32 (N, …) in, an array of shape (N, classes) out.
-Classifier = Callable[[NDArray[np.float32]], NDArray[Any]]
+#: Returns the logits of a batch: images (N, …) in, an array of shape (N, classes) out.
+Classifier = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class AccuracyReport:
 def measure_accuracy(
     name: str,
     classifier: Classifier,
-    images: NDArray[np.float32],
+    images: NDArray[Any],
     labels: NDArray[np.integer[Any]],
     *,
     progress: Progress | None = None,
@@ -93,7 +93,7 @@ def measure_accuracy(
     Args:
         name: What is evaluated.
         classifier: Returns logits of shape (N, classes), or anything that flattens to it.
-        images: float32, shape (N, …), at least one.
+        images: What the classifier takes, shape (N, …), at least one.
         labels: Integers, shape (N,).
         progress: Listener.
 
@@ -125,7 +125,7 @@ def measure_accuracy(
 def torch_classifier(module: Callable[[torch.Tensor], torch.Tensor]) -> Classifier:
     """Use a torch module or function as a classifier. A module is evaluated in evaluation mode and left as it was."""
 
-    def classify(images: NDArray[np.float32]) -> NDArray[Any]:
+    def classify(images: NDArray[Any]) -> NDArray[Any]:
         was_training = isinstance(module, torch.nn.Module) and module.training
         if isinstance(module, torch.nn.Module):
             module.eval()
@@ -163,7 +163,7 @@ def reference_classifier(model: QuantizedModel) -> Classifier:
 
 def compare_accuracy(
     classifiers: Mapping[str, Classifier],
-    images: NDArray[np.float32],
+    images: NDArray[Any],
     labels: NDArray[np.integer[Any]],
     *,
     baseline: str,
@@ -174,7 +174,7 @@ def compare_accuracy(
 
     Args:
         classifiers: Networks by name.
-        images: float32, shape (N, …), at least one.
+        images: What the classifiers take, shape (N, …), at least one.
         labels: Integers, shape (N,).
         baseline: Name of the network that the exported model is compared with.
         exported: Name of the exported model.

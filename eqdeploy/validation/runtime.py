@@ -168,15 +168,23 @@ class Session:
             raise RuntimeRefusedError(message.strip(), where=self._where) from error
 
 
-def optimized_graph(model: onnx.ModelProto | Path, level: Level, *, where: str) -> OptimizedGraph:
-    """Let the runtime optimize a model and read what came out.
+def optimize(
+    model: onnx.ModelProto | Path, level: Level, *, where: str, threads: int = 1
+) -> tuple[Session, OptimizedGraph]:
+    """Load a model and read what the runtime made of it.
+
+    Args:
+        model: The model, or the file that holds it.
+        level: Level of graph optimization.
+        where: File name for error messages.
+        threads: Threads inside an operator.
 
     Raises:
         RuntimeRefusedError: If ONNX Runtime does not load the model.
     """
     with tempfile.TemporaryDirectory(prefix="eqdeploy-") as folder:
         path = Path(folder) / "optimized.onnx"
-        Session(model, level, where=where, optimized=path)
+        session = Session(model, level, where=where, threads=threads, optimized=path)
         proto = onnx.load(path)
     nodes = tuple(
         RuntimeNode(_SUFFIX.sub("", node.name), node.op_type, node.domain, tuple(node.input), tuple(node.output))
@@ -184,7 +192,7 @@ def optimized_graph(model: onnx.ModelProto | Path, level: Level, *, where: str) 
     )
     small = (TensorProto.INT8, TensorProto.UINT8)
     integers = frozenset(item.name for item in proto.graph.initializer if item.data_type in small)
-    return OptimizedGraph(nodes, integers, proto)
+    return session, OptimizedGraph(nodes, integers, proto)
 
 
 class Exposure(StrEnum):
@@ -232,17 +240,15 @@ class ObservedModel:
     """
 
     def __init__(self, file: QdqFile, chains: Mapping[str, ActivationChain], level: Level, *, threads: int = 1) -> None:
-        self._chains, self._level, self._where = chains, level, str(file.path)
-        self.graph = optimized_graph(file.path, level, where=self._where)
-        self._plain = Session(file.path, level, where=self._where, threads=threads)
+        self._chains, self._level, self._where, self._threads = chains, level, str(file.path), threads
+        self._plain, self.graph = self._load(file.path)
         self._values = {name: chain.codes for name, chain in chains.items()}
-        model = _expose(file.proto, self._values, chains)
+        self._observed, seen = self._load(_expose(file.proto, self._values, chains))
         self.exposure = Exposure.MODEL
-        if level is not Level.DISABLED and not self._fuses_alike(model):
+        if seen.arithmetic() != self.graph.arithmetic():
             fused = self._exposed_after_fusion(file)
             self.exposure = Exposure.DISTURBING if fused is None else Exposure.FUSED_GRAPH
-            model = model if fused is None else fused
-        self._observed = Session(model, level, where=self._where, threads=threads)
+            self._observed = self._observed if fused is None else fused
 
     def run(self, images: NDArray[np.float32]) -> Observation:
         """Run a batch of images.
@@ -255,29 +261,27 @@ class ObservedModel:
         plain = self._plain.run(images)
         return Observation(codes, {name: results[name] for name in plain}, plain)
 
-    def _fuses_alike(self, model: onnx.ModelProto) -> bool:
-        """Whether the runtime uses the same operators in another version of the model."""
-        other = optimized_graph(model, self._level, where=self._where)
-        return other.arithmetic() == self.graph.arithmetic()
+    def _load(self, model: onnx.ModelProto | Path) -> tuple[Session, OptimizedGraph]:
+        return optimize(model, self._level, where=self._where, threads=self._threads)
 
-    def _exposed_after_fusion(self, file: QdqFile) -> onnx.ModelProto | None:
+    def _exposed_after_fusion(self, file: QdqFile) -> Session | None:
         """The fused graph with its integers exposed; None if they cannot be found or that disturbs it, too.
 
         Layout changes come after the fusion and hide tensors, so the graph of level EXTENDED is taken even for
         level ALL, which only changes layouts beyond it.
         """
-        if self._level is Level.BASIC:
+        if self._level not in (Level.EXTENDED, Level.ALL):
             return None
-        fused = optimized_graph(file.path, Level.EXTENDED, where=self._where)
+        _, fused = optimize(file.path, Level.EXTENDED, where=self._where)
         values = {name: _value_after_fusion(fused, file, chain) for name, chain in self._chains.items()}
         found = {name: value for name, value in values.items() if value is not None}
         if len(found) < len(values):
             return None
-        model = _expose(fused.proto, found, self._chains)
-        if not self._fuses_alike(model):
+        session, seen = self._load(_expose(fused.proto, found, self._chains))
+        if seen.arithmetic() != self.graph.arithmetic():
             return None
         self._values = found
-        return model
+        return session
 
 
 def _expose(

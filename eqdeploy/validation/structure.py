@@ -51,8 +51,8 @@ class StructureComparison:
 
     def _node_faults(self, operation: Operation, node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
         """Compare one node."""
-        if node.op_type != operation.op_type:
-            yield operation.name, f"is {node.op_type} instead of {operation.op_type}"
+        if node.op_type != operation.op_type or node.domain not in ("", "ai.onnx"):
+            yield operation.name, f"is {node.domain or 'a standard'} {node.op_type} instead of {operation.op_type}"
             return
         expected = [self._expected(operation, name) for name in operation.inputs]
         found = [self._found(name) for name in node.input]

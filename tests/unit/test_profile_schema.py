@@ -12,11 +12,13 @@ import pytest
 from pydantic import BaseModel
 
 from eqdeploy.errors import ProfileError
-from eqdeploy.network import OpKind
+from eqdeploy.network import ElasticSpace, OpKind
 from eqdeploy.plan import BatchNormFolding
 from eqdeploy.profile import load_profile, profile_json_schema
 from eqdeploy.profile_schema import DeviceProfile
-from eqdeploy.quant.form import Granularity, Symmetry
+from eqdeploy.quant.form import Form, Granularity, Symmetry
+from eqdeploy.resolve import resolve
+from tests.unit.network_support import residual_network
 from tests.unit.test_profile_loading import MINIMAL, failure, write
 
 ROOT = Path(__file__).parents[2]
@@ -164,16 +166,28 @@ def test_documentation_names_every_key() -> None:
     assert not missing
 
 
-def test_example_of_the_guide_loads(tmp_path: Path) -> None:
+def guide_examples(folder: Path) -> dict[str, DeviceProfile]:
+    """The complete profiles in the guide, loaded."""
     guide = (ROOT / "docs" / "adding-a-profile.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
-    examples = [block for block in blocks if block.startswith("schema: 1")]
-    assert len(examples) == 2
-    for position, block in enumerate(examples):
-        name = re.search(r"^name: (.+)$", block, flags=re.MULTILINE)
-        assert name is not None
-        profile = load_profile(write(tmp_path, block, name=f"{name[1]}.yaml"))
-        assert profile.name == name[1], position
+    blocks = re.findall(r"```yaml\n(schema: 1.*?)```", guide, flags=re.DOTALL)
+    profiles = [load_profile(write(folder, block, name=f"{position}.yaml")) for position, block in enumerate(blocks)]
+    return {profile.name: profile for profile in profiles}
+
+
+def test_examples_of_the_guide_load_and_resolve(tmp_path: Path) -> None:
+    profiles = guide_examples(tmp_path)
+    assert set(profiles) == {"onnxruntime-avx2", "int8-npu"}
+    plan = resolve(profiles["onnxruntime-avx2"], residual_network())
+    assert {weight.device.bits for weight in plan.weights} == {7}
+    plan = resolve(profiles["int8-npu"], residual_network(ElasticSpace(narrow=True)))
+    assert plan.weight["stem"].device.key == "8-per_channel-symmetric-signed_narrow"
+    assert plan.weight["fc"].device.key == "8-per_tensor-symmetric-signed_narrow"
+    assert plan.tensor["a_relu"].device == Form(8, Granularity.PER_TENSOR, Symmetry.ASYMMETRIC, signed=True)
+
+
+def test_example_of_the_guide_refuses_a_supernet_trained_on_the_full_range(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="weights.range: layer 'stem' needs the narrow range"):
+        resolve(guide_examples(tmp_path)["int8-npu"], residual_network())
 
 
 def test_every_yaml_block_of_the_reference_is_a_valid_change(tmp_path: Path) -> None:

@@ -213,8 +213,9 @@ def test_layers_read_encodings_and_their_inputs_are_never_inside_a_group(
 @settings(max_examples=80, deadline=None)
 @given(network=networks(), profile=profiles)
 def test_own_subnet_resolves_to_the_same_forms(network: NetworkDescription, profile: DeviceProfile) -> None:
-    def forms(plan: DevicePlan) -> list[object]:
-        return [(item.trained, item.device) for item in (*plan.weights, *plan.tensors)]
+    def forms(plan: DevicePlan) -> list[tuple[Form | None, Form | None]]:
+        weights = [(weight.trained, weight.device) for weight in plan.weights]
+        return [*weights, *((tensor.trained, tensor.device) for tensor in plan.tensors)]
 
     plan = resolve(profile, network)
     again = resolve(profile, network, plan.subnet)

@@ -334,7 +334,7 @@ def _kernel_magnitude(source: ExactValue | None, data: Estimate) -> NDArray[np.f
         scale, zero_point = float(source.encoding.scale), abs(int(source.encoding.zero_point))
         magnitude: NDArray[np.float64] = scale * (np.abs(source.integers) + zero_point)
         return magnitude
-    return np.abs(data.value) + data.error
+    return np.asarray(np.abs(data.value) + data.error, np.float64)
 
 
 def _shifted(item: Estimate, direction: int) -> NDArray[Any]:
