@@ -50,7 +50,7 @@ def check_model(model: QuantizedModel, graph: ir.Graph) -> None:
 
 
 def check_encoding(name: str, encoding: Encoding, shape: tuple[int | None, ...] | None) -> None:
-    """Check one encoding against its width and the shape of its tensor.
+    """Check one encoding against the shape of its tensor.
 
     Args:
         name: Tensor name for messages.
@@ -58,16 +58,8 @@ def check_encoding(name: str, encoding: Encoding, shape: tuple[int | None, ...] 
         shape: Sizes of the tensor, None for each that is not static, or None if the rank is unknown.
 
     Raises:
-        ValidationError: If the range does not fit the width, a scale is denormal, or the axis does not fit.
+        ValidationError: If a scale is denormal or the axis does not fit.
     """
-    half = 1 << (encoding.bits - 1)
-    lowest, highest = (-half, half - 1) if encoding.signed else (0, 2 * half - 1)
-    if not lowest <= encoding.q_min <= encoding.q_max <= highest:
-        raise ValidationError(
-            f"range [{encoding.q_min}, {encoding.q_max}] does not fit {'' if encoding.signed else 'un'}signed "
-            f"{encoding.bits}-bit integers",
-            where=name,
-        )
     if float(encoding.scale.min()) < SMALLEST_SCALE:
         raise ValidationError(
             f"scale {float(encoding.scale.min())!r} is denormal in float32",
@@ -91,14 +83,15 @@ def check_codes(name: str, parameter: QuantizedParameter) -> None:
         ValidationError: If one does not.
     """
     codes, encoding = parameter.codes, parameter.encoding
-    if codes.size and not encoding.q_min <= int(codes.min()) <= int(codes.max()) <= encoding.q_max:
+    if codes.size == 0:
+        return
+    first, last = int(codes.min()), int(codes.max())
+    if not encoding.q_min <= first <= last <= encoding.q_max:
         raise ValidationError(
-            f"codes from {int(codes.min())} to {int(codes.max())} leave the range [{encoding.q_min}, {encoding.q_max}]",
-            where=name,
+            f"codes from {first} to {last} leave the range [{encoding.q_min}, {encoding.q_max}]", where=name
         )
-    with np.errstate(over="ignore"):
-        finite = bool(np.all(np.isfinite(encoding.dequantize(codes))))
-    if not finite:
+    steps = max(last - int(encoding.zero_point.min()), int(encoding.zero_point.max()) - first)
+    if steps * float(encoding.scale.max()) > float(np.finfo(np.float32).max):
         raise ValidationError("real values exceed float32", where=name)
 
 

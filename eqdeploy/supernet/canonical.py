@@ -12,7 +12,7 @@ from torch import fx, nn
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.network import OpKind
 from eqdeploy.supernet.operations import classify, module_of, spatial_mean_keeps_axes
-from eqdeploy.supernet.shapes import tensor_dtype, tensor_shape
+from eqdeploy.supernet.shapes import tensor_shape
 
 _DROPOUT_MODULES: Mapping[Callable[..., Any], type[nn.Module]] = {
     F.dropout: nn.Dropout,
@@ -22,9 +22,6 @@ _DROPOUT_MODULES: Mapping[Callable[..., Any], type[nn.Module]] = {
     F.alpha_dropout: nn.AlphaDropout,
 }
 
-#: What only copies a tensor, or converts it to another dtype, device or memory layout.
-_COPIES = ("clone", "contiguous", "cpu", "cuda", "float", "to", "type_as", torch.clone)
-
 
 def pass_inputs_by_position(graph: fx.Graph) -> None:
     """Rewrite ``f(input=x, …)`` as ``f(x, …)``: everything after this may rely on ``node.args[0]``."""
@@ -32,16 +29,6 @@ def pass_inputs_by_position(graph: fx.Graph) -> None:
         if not node.args and "input" in node.kwargs:
             node.args = (node.kwargs["input"],)
             node.kwargs = {key: value for key, value in node.kwargs.items() if key != "input"}
-
-
-def remove_no_ops(graph: fx.Graph) -> None:
-    """Remove copies and conversions to the dtype that a tensor has already."""
-    for node in list(graph.nodes):
-        if node.op not in ("call_method", "call_function") or node.target not in _COPIES or not node.args:
-            continue
-        source = node.args[0]
-        if isinstance(source, fx.Node) and tensor_dtype(source) == tensor_dtype(node) is not None:
-            _replace(node, source)
 
 
 def use_dropout_modules(graph_module: fx.GraphModule) -> None:

@@ -12,7 +12,7 @@ from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.network import LAYER_KINDS, ElasticSpace, LayerInfo, NetworkDescription, OpKind, TensorInfo
 from eqdeploy.supernet.layers import channel_axis
 from eqdeploy.supernet.operations import Operation, classify, module_of, vanishes
-from eqdeploy.supernet.shapes import tensor_shape
+from eqdeploy.supernet.shapes import holds_tensor, tensor_shape
 
 #: Operations whose output lies between the smallest and the largest of their inputs.
 _BOUND_PRESERVING = frozenset(
@@ -77,12 +77,12 @@ def describe(graph_module: fx.GraphModule, space: ElasticSpace) -> NetworkDescri
 def tensor_sources(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
     """Map each node to the tensors of the description that its value comes from.
 
-    An ordinary tensor comes from itself, a dropped-out one from the tensor before the dropout, a size or a tuple
-    from the tensors that it was taken from, a parameter from none.
+    An ordinary tensor comes from itself, a dropped-out one from the tensor before the dropout, a tuple of tensors
+    from what it was computed from, a size or a parameter from none.
     """
     sources: dict[fx.Node, tuple[str, ...]] = {}
     for node in graph_module.graph.nodes:
-        if node.op == "get_attr":
+        if node.op == "get_attr" or not holds_tensor(node):
             sources[node] = ()
         elif node.op == "output":
             continue
@@ -180,7 +180,7 @@ def _foldable_batch_norm(
     graph_module: fx.GraphModule, draft: _Draft, drafts: dict[str, _Draft], calls: Counter[str]
 ) -> str | None:
     """Path of the BatchNorm that is the only reader of a layer's output, serves no other layer and keeps statistics."""
-    if len(draft.readers) != 1 or len(draft.node.users) != 1:
+    if len(draft.readers) != 1:
         return None
     reader = drafts[draft.readers[0]]
     module = module_of(graph_module, reader.node)

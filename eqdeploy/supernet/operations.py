@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import fx, nn
 
 from eqdeploy.network import OpKind
-from eqdeploy.supernet.shapes import tensor_shape
+from eqdeploy.supernet.shapes import tensor_dtype, tensor_shape
 
 #: Layers that become elastic. Exact types: a subclass may compute something else.
 ELASTIC_MODULES: Mapping[type[nn.Module], OpKind] = {
@@ -27,6 +27,9 @@ BATCH_NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 #: Modules that do nothing once a network is frozen.
 VANISHING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+#: What only copies a tensor, or converts it to another dtype, device or memory layout.
+_COPIES = ("clone", "contiguous", "cpu", "cuda", "detach", "float", "to", "type_as", torch.clone, torch.detach)
 
 _MODULES: Mapping[type[nn.Module], OpKind] = {
     nn.ReLU: OpKind.RELU,
@@ -130,11 +133,14 @@ def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def vanishes(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node passes its input through once the network is frozen (dropout, identity, detach)."""
+    """Whether the node passes its input through once the network is frozen (dropout, identity, copies)."""
     module = module_of(graph_module, node)
     if module is not None:
         return isinstance(module, VANISHING_MODULES) or type(module).__name__ in ("StochasticDepth", "DropPath")
-    return node.op in ("call_function", "call_method") and node.target in (torch.detach, "detach")
+    if node.op not in ("call_function", "call_method") or node.target not in _COPIES:
+        return False
+    source = node.args[0] if node.args else None
+    return isinstance(source, fx.Node) and tensor_dtype(source) == tensor_dtype(node) is not None
 
 
 def classify(graph_module: fx.GraphModule, node: fx.Node) -> Operation:

@@ -12,6 +12,7 @@ from eqdeploy.supernet.modes import evaluation_mode
 
 _SHAPE = "eqdeploy_shape"
 _DTYPE = "eqdeploy_dtype"
+_HOLDS_TENSOR = "eqdeploy_holds_tensor"
 
 
 class _ShapeRecorder(fx.Interpreter):
@@ -27,6 +28,7 @@ class _ShapeRecorder(fx.Interpreter):
         is_tensor = isinstance(result, Tensor)
         n.meta[_SHAPE] = tuple(result.shape) if is_tensor else None
         n.meta[_DTYPE] = result.dtype if is_tensor else None
+        n.meta[_HOLDS_TENSOR] = bool(tensors_in(result))
         return result
 
 
@@ -46,6 +48,18 @@ def propagate_shapes(graph_module: fx.GraphModule, example_input: Tensor) -> Non
             f"fails on an input of shape {tuple(example_input.shape)}: {str(error).strip().splitlines()[0]}",
             where=where,
         ) from error
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and dictionaries."""
+    found: list[Tensor] = []
+    fx.node.map_aggregate(value, lambda item: found.append(item) if isinstance(item, Tensor) else None)
+    return found
+
+
+def holds_tensor(node: fx.Node) -> bool:
+    """Whether a node's value is a tensor or a collection with one; a size is not."""
+    return bool(node.meta.get(_HOLDS_TENSOR, True))
 
 
 def tensor_shape(node: fx.Node) -> tuple[int, ...] | None:

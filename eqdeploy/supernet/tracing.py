@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.supernet.canonical import (
     pass_inputs_by_position,
-    remove_no_ops,
     rename_clashing,
     replace_adaptive_pools,
     split_gated_activations,
@@ -24,7 +23,7 @@ from eqdeploy.supernet.canonical import (
 from eqdeploy.supernet.in_place import make_out_of_place
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.operations import ELASTIC_MODULES
-from eqdeploy.supernet.shapes import propagate_shapes
+from eqdeploy.supernet.shapes import propagate_shapes, tensors_in
 
 #: Largest difference between the model and its canonical graph, relative to the largest output.
 _TOLERANCE = 1e-3
@@ -138,7 +137,6 @@ def _canonicalize(graph_module: fx.GraphModule) -> None:
     graph = graph_module.graph
     pass_inputs_by_position(graph)
     make_out_of_place(graph_module)
-    remove_no_ops(graph)
     use_dropout_modules(graph_module)
     use_float_bounds(graph_module)
     split_spatial_means(graph)
@@ -200,9 +198,7 @@ def _run(model: nn.Module, probe: Tensor) -> list[Tensor]:
             f"the model fails on an input of shape {tuple(probe.shape)}: {_first_line(error)}",
             where=type(model).__name__,
         ) from error
-    tensors: list[Tensor] = []
-    fx.node.map_aggregate(returned, lambda value: tensors.append(value) if isinstance(value, Tensor) else None)
-    return tensors
+    return tensors_in(returned)
 
 
 def _compare(expected: list[Tensor], found: list[Tensor], where: str) -> None:

@@ -6,7 +6,7 @@ to the next encoded tensor is evaluated again, with the reference's arithmetic a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -18,7 +18,13 @@ from onnx import numpy_helper
 
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter
-from eqdeploy.validation.reference.exact import ExactCodes, ExactNumbers, ExactValue, estimate
+from eqdeploy.validation.reference.exact import (
+    ExactCodes,
+    ExactIntegerSums,
+    ExactNumbers,
+    ExactValue,
+    estimate,
+)
 from eqdeploy.validation.reference.graph import Graph, Walk
 from eqdeploy.validation.reference.integer import IntegerReference
 from eqdeploy.validation.reference.kernels import LINEAR
@@ -83,12 +89,14 @@ class Examiner:
         self.reference = reference
         self._graph = reference.graph
         self._exact: Walk[ExactValue] = Walk(self._graph, ExactNumbers())
+        self._integer: Walk[ExactValue] = Walk(self._graph, ExactIntegerSums())
 
     def compare(
         self,
         images: NDArray[np.float32],
         expected: Mapping[str, NDArray[Any]],
         observed: Mapping[str, NDArray[Any]],
+        float_operations: Collection[str],
     ) -> dict[str, TensorDifferences]:
         """Compare the codes of one batch.
 
@@ -96,6 +104,8 @@ class Examiner:
             images: The images.
             expected: Codes of the reference by tensor name.
             observed: Codes of the runtime by tensor name.
+            float_operations: Names of the operations that the runtime computes in float; the others must add
+                integers exactly.
 
         Returns:
             One entry for every encoded tensor, in order of execution.
@@ -108,7 +118,9 @@ class Examiner:
             kinds: dict[Kind, int] = {}
             distance = 0
             if name in wrong:
-                kinds = self._kinds(images, name, mask, local[name], observed)
+                is_float = any(operation.name in float_operations for operation in self._graph.region(name))
+                batch = _Batch(images, observed, self._exact if is_float else self._integer)
+                kinds = self._kinds(name, mask, local[name], batch)
                 distance = int(np.abs(expected[name].astype(np.int32) - observed[name].astype(np.int32)).max())
             results[name] = TensorDifferences(int(mask.size), int(mask.sum()), kinds, distance)
         return results
@@ -140,23 +152,16 @@ class Examiner:
         return False
 
     def _kinds(
-        self,
-        images: NDArray[np.float32],
-        name: str,
-        differs: NDArray[np.bool_],
-        local: NDArray[Any],
-        observed: Mapping[str, NDArray[Any]],
+        self, name: str, differs: NDArray[np.bool_], local: NDArray[Any], batch: _Batch
     ) -> dict[Kind, int]:
         """Count the differing codes of one tensor by kind."""
-        runtime = observed[name]
-        arises = differs & (runtime != local)
+        arises = differs & (batch.observed[name] != local)
         counts = {Kind.PROPAGATED: int(differs.sum() - arises.sum())}
         if arises.any():
             rows = np.flatnonzero(arises.reshape(len(arises), -1).any(axis=1))
-            batch = _Batch(images[rows], {key: codes[rows] for key, codes in observed.items()})
             left = arises[rows]
-            for kind, mask in self._explanations(name, batch, local[rows]):
-                counts[kind] = counts.get(kind, 0) + int((left & mask).sum())
+            for kind, mask in self._explanations(name, batch.only(rows), local[rows]):
+                counts[kind] = int((left & mask).sum())
                 left &= ~mask
                 if not left.any():
                     break
@@ -165,21 +170,20 @@ class Examiner:
 
     def _explanations(
         self, name: str, batch: _Batch, local: NDArray[Any]
-    ) -> Sequence[tuple[Kind, NDArray[np.bool_]]]:
+    ) -> Iterator[tuple[Kind, NDArray[np.bool_]]]:
         """Possible explanations, each with the codes that it explains."""
         runtime = batch.observed[name]
-        exact = _exact_codes(self._exact, name, batch)
+        exact = _exact_codes(batch.walk, name, batch)
         low, high = exact.lowest(), exact.highest()
         plausible = (low <= runtime) & (runtime <= high) & (low <= local) & (local <= high)
-        explanations = [(Kind.TIE, plausible & exact.is_tie(TIE_TOLERANCE)), (Kind.FLOAT_ROUNDING, plausible)]
+        yield Kind.TIE, plausible & exact.is_tie(TIE_TOLERANCE)
+        yield Kind.FLOAT_ROUNDING, plausible
         if self._rounded is not None and self._has_float_bias(name):
             rounded = _exact_codes(self._rounded_exact, name, batch)
-            mask = (rounded.lowest() <= runtime) & (runtime <= rounded.highest())
-            explanations.append((Kind.RUNTIME_BIAS_ROUNDING, mask))
+            yield Kind.RUNTIME_BIAS_ROUNDING, (rounded.lowest() <= runtime) & (runtime <= rounded.highest())
         softmax = table_softmax_codes(self._graph, name, batch.observed)
         if softmax is not None:
-            explanations.append((Kind.RUNTIME_SOFTMAX, softmax == runtime))
-        return explanations
+            yield Kind.RUNTIME_SOFTMAX, softmax == runtime
 
     def _has_float_bias(self, name: str) -> bool:
         """Whether the region of a tensor has a bias that the runtime may round."""
@@ -201,10 +205,15 @@ class Examiner:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Some images and the runtime's codes for them."""
+    """Some images, the runtime's codes for them, and the exact arithmetic to hold them against."""
 
     images: NDArray[np.float32]
-    observed: dict[str, NDArray[Any]]
+    observed: Mapping[str, NDArray[Any]]
+    walk: Walk[ExactValue]
+
+    def only(self, rows: NDArray[np.intp]) -> _Batch:
+        """Some of the images."""
+        return _Batch(self.images[rows], {name: codes[rows] for name, codes in self.observed.items()}, self.walk)
 
 
 def with_rounded_biases(graph: Graph) -> QuantizedModel | None:

@@ -85,9 +85,14 @@ def summarize(optimized: OptimizedGraph, graph: Graph) -> OperatorSummary:
             integers.update(node.outputs)
             fused[node.op_type] += 1
         elif node.op_type not in NEUTRAL:
-            operation = operations.get(node.name)
-            reason = "inserted by the runtime" if operation is None else _reason(operation, graph)
-            float_operators.append(FloatOperator(node.name, node.op_type, reason))
+            # Merged nodes have a name of their own, but still compute the value of one of their parts.
+            operation = operations.get(node.name) or graph.producers.get(node.outputs[0])
+            name, reason = (
+                (node.name, "inserted by the runtime")
+                if operation is None
+                else (operation.name, _reason(operation, graph))
+            )
+            float_operators.append(FloatOperator(name, node.op_type, reason))
         elif node.op_type == QUANTIZE:
             integers.update(node.outputs)
     counts = Counter(node.op_type for node in optimized.nodes)

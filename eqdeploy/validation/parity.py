@@ -213,7 +213,10 @@ def check_parity(
             observed[level] = ObservedModel(file, chains, level, threads=threads)
             advance(1)
     examiner = Examiner(reference)
-    tallies = {level: _Tally() for level in levels}
+    operators = {
+        level: summarize(observed[level].graph, reference.graph) for level in levels if level in FUSING_LEVELS
+    }
+    tallies = {level: _Tally(_float_operations(reference, operators.get(level))) for level in levels}
     size = _batch_size(reference, images)
     with listener.stage("comparing integer codes", total=len(images)) as advance:
         for start in range(0, len(images), size):
@@ -226,12 +229,7 @@ def check_parity(
         images=len(images),
         tensors=len(reference.graph.encodings),
         levels=tuple(
-            tallies[level].result(
-                level,
-                observed[level],
-                summarize(observed[level].graph, reference.graph) if level in FUSING_LEVELS else None,
-            )
-            for level in levels
+            tallies[level].result(level, observed[level], operators.get(level)) for level in levels
         ),
     )
 
@@ -240,6 +238,7 @@ def check_parity(
 class _Tally:
     """What was found at one level so far."""
 
+    float_operations: frozenset[str]
     tensors: dict[str, TensorDifferences] = field(default_factory=dict)
     decisions: int = 0
     decisions_differing: int = 0
@@ -251,7 +250,7 @@ class _Tally:
     ) -> None:
         """Compare one batch."""
         seen = observed.run(images)
-        for name, differences in examiner.compare(images, expected.codes, seen.codes).items():
+        for name, differences in examiner.compare(images, expected.codes, seen.codes, self.float_operations).items():
             before = self.tensors.get(name)
             self.tensors[name] = differences if before is None else before.plus(differences)
         for name, wanted in expected.outputs.items():
@@ -309,6 +308,14 @@ def _chains(file: QdqFile, model: QuantizedModel, path: Path) -> dict[str, Activ
             raise ParityError(f"the file quantizes this tensor {count} times instead of once", where=f"{path}: {name}")
         chains[name] = found[name][0]
     return chains
+
+
+def _float_operations(reference: IntegerReference, operators: OperatorSummary | None) -> frozenset[str]:
+    """Names of the operations that a level computes in float; all of them at levels that fuse nothing."""
+    everything = frozenset(operation.name for operation in reference.graph.operations)
+    found = frozenset() if operators is None else frozenset(item.name for item in operators.float_operators)
+    # A node that the runtime made up may belong to any operation.
+    return found if operators is not None and found <= everything else everything
 
 
 def _batch_size(reference: IntegerReference, images: NDArray[np.float32]) -> int:

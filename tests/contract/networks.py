@@ -18,9 +18,7 @@ SIGNED = SampleForms(
     bias=BiasFormat.FLOAT,
     power_of_two=True,
 )
-ASYMMETRIC = SampleForms(
-    weight=Form(8, Granularity.PER_TENSOR, Symmetry.ASYMMETRIC, signed=False), power_of_two=True
-)
+ASYMMETRIC = SampleForms(weight=Form(8, Granularity.PER_TENSOR, Symmetry.ASYMMETRIC, signed=False), power_of_two=True)
 LOW_BITS = SampleForms(
     weight=Form(3, Granularity.PER_CHANNEL, Symmetry.SYMMETRIC, signed=True, narrow=True),
     activation=Form(4, Granularity.PER_TENSOR, Symmetry.ASYMMETRIC, signed=False),
@@ -66,7 +64,9 @@ def shared_weight() -> QuantizedModel:
     """Two layers with one weight and one bias on inputs of one scale."""
     b = ModelBuilder(EXACT)
     x = b.encode(b.input("x", 4, 6, 6))
-    once = b.encode(b.layer("tied", "Conv", x, (4, 4, 1, 1), bias=4, kernel_shape=[1, 1]), encoding=b.encoded[x].encoding)
+    once = b.encode(
+        b.layer("tied", "Conv", x, (4, 4, 1, 1), bias=4, kernel_shape=[1, 1]), encoding=b.encoded[x].encoding
+    )
     b.node("again", "Conv", [once, "tied.weight", "tied.bias"], kernel_shape=[1, 1])
     return b.build(b.encode("again"))
 
@@ -116,9 +116,7 @@ def clips() -> QuantizedModel:
     x = b.encode(b.input("x", 4, 6, 6))
     conv = b.layer("conv", "Conv", x, (4, 4, 1, 1), bias=4, kernel_shape=[1, 1])
     dropped = b.encode(b.clip("dropped", conv, 0.0, 2.0), non_negative=True, upper_bound=2.0)
-    kept = b.encode(
-        b.clip("kept", conv, 0.0, 2.0), non_negative=True, upper_bound=2.0, float_readers=["sum"]
-    )
+    kept = b.encode(b.clip("kept", conv, 0.0, 2.0), non_negative=True, upper_bound=2.0, float_readers=["sum"])
     wider = b.encode(b.clip("wider", conv, -1.0, 2.0))
     b.node("sum", "Add", [dropped, kept])
     joined = b.encode("sum")

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from eqdeploy.exporters.contract import (
     exporter_names,
     get_exporter,
 )
+from eqdeploy.plan import BiasFormat
 from eqdeploy.quant.encoding import Encoding
-from eqdeploy.testing import sample_model
+from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter
+from eqdeploy.testing import ModelBuilder, SampleForms, sample_model
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *entries: EntryPoint) -> None:
@@ -111,30 +114,39 @@ def test_wrong_options_are_named(options: dict[str, object], message: str, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def small_model() -> QuantizedModel:
+    """A model whose encodings leave room to change every property and stay valid."""
+    b = ModelBuilder(SampleForms(bias=BiasFormat.FLOAT))
+    x = b.encode(b.input("x", 4), encoding=Encoding.per_tensor(0.5, 3, 1, 6, 4, signed=False))
+    model = b.build(b.layer("head", "Gemm", x, (2, 4), transB=1))
+    weight = QuantizedParameter("head.weight", np.full((2, 4), 2, np.int32), model.activations["x"].encoding)
+    return replace(model, parameters={"head.weight": weight})
+
+
 def changed(encoding: Encoding, key: str) -> Encoding:
     """The encoding with one property changed."""
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "scale": np.nextafter(encoding.scale, np.float32(1)),
         "zero_point": (encoding.zero_point + 1).astype(np.int32),
         "q_min": encoding.q_min - 1,
         "q_max": encoding.q_max + 1,
-        "bits": encoding.bits - 1,
+        "bits": encoding.bits + 1,
         "signed": not encoding.signed,
     }
-    return replace(encoding, **{key: values[key]})  # type: ignore[arg-type]
+    return replace(encoding, **{key: values[key]})
 
 
 @pytest.mark.parametrize("key", ["scale", "zero_point", "q_min", "q_max", "bits", "signed"])
 @pytest.mark.parametrize("section", ["activations", "parameters"])
 def test_round_trip_notices_every_property(key: str, section: str) -> None:
-    model = sample_model()
+    model = small_model()
     recovered = RecoveredEncodings.of(model)
     check_round_trip(model, recovered)
     if section == "activations":
-        name = "add_relu"
+        name = "x"
         recovered.activations[name] = changed(recovered.activations[name], key)
     else:
-        name = "narrow.weight"
+        name = "head.weight"
         codes, encoding = recovered.parameters[name]
         recovered.parameters[name] = codes, changed(encoding, key)
     with pytest.raises(ValidationError, match=f"{name}: {key} is "):
@@ -168,7 +180,9 @@ def test_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> Non
 
 def test_package_has_one_name_only() -> None:
     root = Path(contract.__file__).resolve().parent.parent
-    run = subprocess.run([sys.executable, "-c", "import exporters"], cwd=root, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", "import exporters"], cwd=root, capture_output=True, text=True, check=False
+    )
     assert run.returncode != 0
     assert "import eqdeploy.exporters" in run.stderr
 

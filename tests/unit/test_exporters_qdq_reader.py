@@ -96,7 +96,9 @@ def stray_dequantize(model: onnx.ModelProto) -> None:
 
 
 def return_integers(model: onnx.ModelProto) -> None:
-    model.graph.output.append(helper.make_tensor_value_info("gap_quantized", onnx.TensorProto.UINT8, ["batch", 6, 1, 1]))
+    model.graph.output.append(
+        helper.make_tensor_value_info("gap_quantized", onnx.TensorProto.UINT8, ["batch", 6, 1, 1])
+    )
 
 
 def constant_as_input(model: onnx.ModelProto) -> None:
@@ -134,8 +136,8 @@ def external_data(location: str) -> Edit:
         (set_constant("head.weight", np.zeros((5, 7), np.int8)), "is not valid ONNX"),
         (set_constant("head.weight_scale", np.ones(4, np.float32)), "is not valid ONNX"),
         (set_constant("gap_q_max", np.uint8(14)), r"gap: its integer Clip is not \[0, 15\]"),
-        (set_fact("activations", "gap", "q_max", value=16), r"gap: .*Clip is not \[0, 16\]"),
-        (set_fact("activations", "gap", "bits", value=3), r"gap: range \[0, 15\] does not fit unsigned 3-bit"),
+        (set_fact("activations", "gap", "q_max", value=14), r"gap: .*Clip is not \[0, 14\]"),
+        (set_fact("activations", "gap", "bits", value=3), r"gap: the range \[0, 15\] does not fit in 3 bits"),
         (set_fact("activations", "gap", "bits", value=8), None),
         (set_fact("activations", "gap", "bits", value="4"), r"eqdeploy\.encodings: .*activations\.gap\.bits"),
         (set_fact("activations", "gap", "signed", value=True), "gap: its zero-point is uint8, the metadata needs int8"),

@@ -66,13 +66,17 @@ def test_seven_bit_grid_stored_signed_needs_no_clip(tmp_path: Path) -> None:
     b = ModelBuilder(SIGNED)
     x = b.encode(b.input("x", 3, 4, 4))
     b.layer("conv", "Conv", x, (4, 3, 1, 1), bias=4, kernel_shape=[1, 1])
-    relu = b.encode(b.node("relu", "Relu", ["conv"]), encoding=Encoding.per_tensor(4 / 127, 0, -128, 127, 8, signed=True))
+    relu = b.encode(
+        b.node("relu", "Relu", ["conv"]), encoding=Encoding.per_tensor(4 / 127, 0, -128, 127, 8, signed=True)
+    )
     model = b.build(b.layer("last", "Conv", relu, (2, 4, 1, 1), bias=2, kernel_shape=[1, 1]))
     export_checked(TENSORRT, model, tmp_path, {"opset": 13})
     assert "Clip" not in {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
 
 
-def with_form(weight: Form | None = None, activation: Form | None = None, bias: BiasFormat = BiasFormat.FLOAT) -> QuantizedModel:
+def with_form(
+    weight: Form | None = None, activation: Form | None = None, bias: BiasFormat = BiasFormat.FLOAT
+) -> QuantizedModel:
     forms = SampleForms(weight=weight or PER_TENSOR, activation=activation or SIGNED.activation, bias=bias)
     return sample_model(forms, skip_only=True)
 

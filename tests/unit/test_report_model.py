@@ -33,7 +33,6 @@ from eqdeploy.report import (
     ArtifactReport,
     CoverageSummary,
     Level,
-    LevelStatus,
     PlanSummary,
     Verdict,
     read_report,
@@ -42,6 +41,10 @@ from eqdeploy.report import (
 )
 from eqdeploy.report.view import view_report
 from eqdeploy.subnet import SubnetConfig
+from eqdeploy.validation.differences import Kind
+from eqdeploy.validation.parity import ParityVerdict
+from eqdeploy.validation.runtime import Exposure
+from eqdeploy.validation.runtime import Level as OptimizationLevel
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 WEIGHT = Form(4, Granularity.PER_CHANNEL, Symmetry.SYMMETRIC, signed=True)
@@ -244,7 +247,7 @@ def test_every_field_and_every_value_is_documented() -> None:
             expected |= {str(value) for value in model}
         else:
             expected |= set(FoldedLayer.__dataclass_fields__)
-    expected |= {str(value) for value in (*Verdict, *LevelStatus)}
+    expected |= {str(value) for value in (*Verdict, *ParityVerdict, *Kind, *Exposure, *OptimizationLevel)}
     assert expected - documented == set()
 
 

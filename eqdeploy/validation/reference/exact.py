@@ -3,7 +3,7 @@
 A runtime that computes an operation in float32 returns some number near the exact one. The bound says how near it
 must be: the standard forward error bounds (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §3.1
 and §4.2) with unit roundoff u = 2^-24 and γ_n = n·u / (1 − n·u), valid for any order of summation, with or without
-fused multiply-add. The bounds also cover the arithmetic of fused integer kernels, which round less often.
+fused multiply-add. Kernels that add integers exactly round only at the end; :class:`ExactIntegerSums` holds them to it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ from eqdeploy.validation.reference.windows import Windows, accumulate
 
 #: Unit roundoff of float32.
 UNIT_ROUNDOFF = 2.0**-24
+
+#: Roundings of a kernel that scales an exact integer sum.
+_SCALING = 6
 
 #: Largest error of ONNX Runtime's float32 sigmoid, a rational approximation (measured: 1.61e-7).
 _SIGMOID_ERROR = 2.5e-7
@@ -117,7 +120,7 @@ class ExactNumbers:
             magnitude = magnitude + abs(shift) * align_bias(operator, np.abs(added.value) + added.error, value.ndim)
             spread = spread + abs(shift) * align_bias(operator, added.error, value.ndim)
         terms = operator.terms(right.value.shape)
-        # Besides the additions: a product, the two factors, and the scalings of fused kernels.
+        # Besides the additions: the product, its two factors, and the scalings of fused kernels.
         return [Estimate(value, np.maximum(spread, 0) + gamma(terms + 6) * magnitude, magnitude)]
 
     def _add(self, operation: Operation, inputs: Sequence[ExactValue | None]) -> list[Estimate]:
@@ -232,6 +235,24 @@ class ExactNumbers:
             largest = magnitude.max(initial=0.0)
             outputs.append(Estimate(result, 2 * spread + gamma(64) * np.maximum(magnitude, largest), magnitude))
         return outputs
+
+
+class ExactIntegerSums(ExactNumbers):
+    """The same numbers with the bounds of fused integer kernels: sums of codes are exact, only scaling rounds."""
+
+    def _linear(self, operation: Operation, inputs: Sequence[ExactValue | None]) -> list[Estimate]:
+        """Multiply and accumulate: a conversion, a product and two scales round."""
+        (result,) = super()._linear(operation, inputs)
+        if all(value is None or isinstance(value, Quantized) for value in inputs):
+            return [Estimate(result.value, gamma(_SCALING) * np.abs(result.value), np.abs(result.value))]
+        return [result]
+
+    def _global_mean(self, operation: Operation, inputs: Sequence[ExactValue | None]) -> list[Estimate]:
+        """Add all positions and divide: the same."""
+        (result,) = super()._global_mean(operation, inputs)
+        if isinstance(inputs[0], Quantized):
+            return [Estimate(result.value, gamma(_SCALING) * np.abs(result.value), np.abs(result.value))]
+        return [result]
 
 
 def gamma(roundings: int) -> float:
