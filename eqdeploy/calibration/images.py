@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from eqdeploy.data import LabelledImages, Preprocessing, batches
+from eqdeploy.data import LabelledImages, Preprocessing
 from eqdeploy.data.augmentation import Augmentation
 
 BATCH_SIZE = 128
@@ -15,8 +15,8 @@ BATCH_SIZE = 128
 
 def plain_batches(data: LabelledImages, preprocessing: Preprocessing) -> Iterator[Tensor]:
     """Preprocessed images in order, float32 batches of shape (N, C, H, W)."""
-    for images in batches(data.images, BATCH_SIZE):
-        yield torch.from_numpy(preprocessing.apply(images))
+    for start in range(0, len(data), BATCH_SIZE):
+        yield torch.from_numpy(preprocessing.apply(data.images[start : start + BATCH_SIZE]))
 
 
 def augmented_batches(

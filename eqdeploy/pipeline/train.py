@@ -46,7 +46,8 @@ def train(request: TrainRequest, progress: Progress) -> TrainingResult:
         progress=progress,
     )
     grid = result.evaluation
-    rows = [Accuracy("float, before quantization-aware training", round(result.float_accuracy * grid.images), grid.images)]
+    float_correct = round(result.float_accuracy * grid.images)
+    rows = [Accuracy("float, before quantization-aware training", float_correct, grid.images)]
     rows.append(Accuracy("supernet's weights without quantization", grid.float_correct, grid.images))
     rows += [Accuracy(row.name, row.correct, row.images) for row in grid.rows]
     return TrainingResult(

@@ -9,7 +9,7 @@ from pathlib import Path
 from eqdeploy.encoding_table import check_encodings
 from eqdeploy.errors import CheckpointError, ValidationError
 from eqdeploy.exporters.contract import check_round_trip, get_exporter
-from eqdeploy.exporters.onnx_qdq import read_model
+from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.manifest import verify_manifest
 from eqdeploy.pipeline.configuration import SUBNET_FILE, Configuration, read_configuration
 from eqdeploy.pipeline.proof import FLOAT, MODEL_FILE, SIMULATED, Subject, measure, prove

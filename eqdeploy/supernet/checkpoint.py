@@ -28,6 +28,8 @@ from eqdeploy.supernet.supernet import Supernet
 METADATA_KEY = "eqdeploy"
 _MAXIMUM_METADATA = 1 << 20
 _MAXIMUM_LISTED = 5
+#: Values of one input, far more than any image has: what a file asks for is allocated before it is understood.
+_MAXIMUM_INPUT_VALUES = 1 << 24
 
 Scalar = bool | int | float | str
 
@@ -134,8 +136,9 @@ def save_checkpoint(supernet: Supernet, metadata: CheckpointMetadata, path: Path
     Raises:
         OutputError: If the file cannot be written.
     """
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in sorted(supernet.graph_module.state_dict().items())
+    tensors = {  # clones: safetensors refuses tensors that share memory
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in sorted(supernet.graph_module.state_dict().items())
     }
     content = save(tensors, metadata={METADATA_KEY: json.dumps(metadata.model_dump(), sort_keys=True)})
     try:
@@ -187,7 +190,11 @@ def load_checkpoint(
                 where=f"{path}: input_shape",
             )
         augmentation = Augmentation(shift=metadata.augmentation.shift, flip=metadata.augmentation.flip)
-        float_model = _float_model(metadata.architecture, build) if model is None else model
+        if augmentation.shift > max(preprocessing.image_size):
+            raise CheckpointError("larger than the image", where=f"{path}: augmentation.shift")
+        if math.prod(metadata.input_shape) > _MAXIMUM_INPUT_VALUES:
+            raise CheckpointError(f"more than {_MAXIMUM_INPUT_VALUES} values", where=f"{path}: input_shape")
+        float_model = _float_model(metadata.architecture, build, path) if model is None else model
         supernet = Supernet.from_float(float_model, torch.zeros((2, *metadata.input_shape)), space)
     except (CheckpointError, MissingDependencyError):
         raise
@@ -201,11 +208,14 @@ def load_checkpoint(
 
 def _read(path: Path, action: Callable[[Any], Any]) -> Any:
     """Open a safetensors file and do something with it."""
+    if not path.is_file():
+        problem = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise CheckpointError(problem, where=str(path))
     try:
         with safe_open(str(path), framework="pt") as stream:
             return action(stream)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise CheckpointError(error.strerror or "cannot be read", where=str(path)) from error
+    except PermissionError as error:
+        raise CheckpointError("permission denied", where=str(path)) from error
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"not a valid safetensors file: {error}", where=str(path)) from error
 
@@ -239,12 +249,14 @@ def _space(data: SpaceMetadata) -> ElasticSpace:
 
 
 def _float_model(
-    reference: ArchitectureReference, build: Callable[[str, Mapping[str, object]], nn.Module]
+    reference: ArchitectureReference, build: Callable[[str, Mapping[str, object]], nn.Module], path: Path
 ) -> nn.Module:
     """Make the model that a checkpoint names, without disturbing the global random state."""
     if reference.name is None:
         raise CheckpointError(
-            "the checkpoint is of a model of your own", hint="pass it with --model package.module:factory"
+            "the checkpoint is of a model of your own",
+            where=str(path),
+            hint="pass it with --model package.module:factory",
         )
     with torch.random.fork_rng(devices=[]):
         return build(reference.name, reference.arguments)
@@ -253,17 +265,18 @@ def _float_model(
 def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
     """Compare names, shapes, dtypes and finiteness of all tensors, and report all problems together."""
     problems: list[str] = []
+    fitting = [name for name, tensor in found.items() if name in expected and _fits(tensor, expected[name])]
     for label, names in (
         ("missing", [name for name in expected if name not in found]),
         ("unexpected", [name for name in found if name not in expected]),
         (
             "wrong shape or dtype",
-            [name for name, tensor in found.items() if name in expected and not _fits(tensor, expected[name])],
+            [name for name in found if name in expected and name not in fitting],
         ),
-        ("not finite", [name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())]),
+        ("not finite", [name for name in fitting if not bool(torch.isfinite(found[name]).all())]),
         (
             "negative variance",
-            [name for name, tensor in found.items() if name.endswith(".running_var") and bool((tensor < 0).any())],
+            [name for name in fitting if name.endswith("running_var") and bool((found[name] < 0).any())],
         ),
     ):
         if names:
@@ -278,6 +291,4 @@ def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
 
 def _fits(tensor: Tensor, expected: Tensor) -> bool:
     """Whether a stored tensor can take the place of a model's."""
-    return (
-        tensor.shape == expected.shape and tensor.dtype == expected.dtype and math.prod(tensor.shape) == tensor.numel()
-    )
+    return tensor.shape == expected.shape and tensor.dtype == expected.dtype

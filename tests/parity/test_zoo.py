@@ -1,6 +1,6 @@
 """Every built-in architecture, with random weights, under every shipped profile: proved in ONNX Runtime.
 
-Where the runtime has integer kernels for everything a profile encodes, nothing but the kernels is left, and they compute
+Where the runtime has integer kernels for everything that a profile encodes, nothing but these is left, and they compute
 exactly what the integer reference computes.
 """
 
@@ -21,7 +21,7 @@ from eqdeploy.network import ElasticSpace
 from eqdeploy.profile import load_profile, shipped_profiles
 from eqdeploy.resolve import resolve
 from eqdeploy.supernet.supernet import Supernet
-from eqdeploy.validation.parity import ParityVerdict, check_parity
+from eqdeploy.validation.parity import LevelParity, ParityVerdict, check_parity
 from eqdeploy.validation.runtime import Level
 from eqdeploy.validation.static import check_static
 from eqdeploy.zoo import build
@@ -71,11 +71,12 @@ def test_every_profile_is_proved(name: str, tmp_path: Path) -> None:
             assert_fused(parity.level(Level.ALL), profile_name, has_transposed="decoder" in name)
 
 
-def assert_fused(level: object, profile_name: str, *, has_transposed: bool) -> None:
-    operators = level.operators  # type: ignore[attr-defined]
+def assert_fused(level: LevelParity, profile_name: str, *, has_transposed: bool) -> None:
+    operators = level.operators
+    assert operators is not None
     left_float = {item.op_type for item in operators.float_operators}
     if has_transposed:  # ONNX Runtime has no integer kernel for it; the float output layer reads its result
         assert left_float <= {"ConvTranspose", "Conv"}, profile_name
         return
     assert not left_float, f"{profile_name}: {operators.float_operators}"
-    assert level.total.differing == 0, profile_name  # type: ignore[attr-defined]
+    assert level.total.differing == 0, profile_name
