@@ -85,7 +85,7 @@ class TrainingResult:
 
     Attributes:
         checkpoint: File of the supernet.
-        log: File with one line per epoch.
+        log: File with one line per step.
         epochs: Number of epochs that were trained in all, resumed ones included.
         rows: Accuracy of the float model and of some subnets on held-out data.
     """

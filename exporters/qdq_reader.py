@@ -119,7 +119,9 @@ def _chain(name: str, quantize: ir.Node, facts: EncodingFacts) -> _Chain:
         if [None if limit is None else limit.tolist() for limit in limits] != [facts.q_min, facts.q_max]:
             raise ValidationError(f"its integer Clip is not [{facts.q_min}, {facts.q_max}]", where=name)
     if facts.dropped_clip is not None and clip is None and not encoding.fills_container:
-        raise ValidationError("a float Clip was dropped but neither an integer Clip nor saturation replaces it", where=name)
+        raise ValidationError(
+            "a float Clip was dropped but neither an integer Clip nor saturation replaces it", where=name
+        )
     return _Chain(name, quantize, clip, dequantize, encoding, facts.dropped_clip)
 
 

@@ -35,8 +35,7 @@ def train(request: TrainRequest, progress: Progress) -> TrainingResult:
         OutputError: If a file exists already or cannot be written.
     """
     config = TrainingConfig.load(_configuration_path(request.configuration))
-    changes = {"data": request.data, "seed": request.seed}
-    config = config.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    config = config.overridden(data=request.data, seed=request.seed)
     result = run_training(
         config,
         request.output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -11,6 +12,74 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+
+#: Parts of the library; each imports only from those before it, at the top of a file or inside a function.
+LAYERS = (
+    ("errors", "progress", "requests", "text"),
+    ("files",),
+    ("yaml_file", "manifest", "inspection"),
+    ("artifact", "project"),
+    ("quant",),
+    ("network",),
+    ("subnet",),
+    ("plan",),
+    ("budget", "profile_fields"),
+    ("profile_document", "profile_schema"),
+    ("profile_loading",),
+    ("profile", "profiles"),
+    ("resolution",),
+    ("resolve",),
+    ("data", "zoo"),
+    ("embedded", "supernet"),
+    ("calibration",),
+    ("training",),
+    ("quantized_model",),
+    ("freeze", "encoding_table"),
+    ("exporters",),
+    ("testing", "validation"),
+    ("report",),
+    ("results",),
+    ("pipeline",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+
+
+def imported_parts(source: str) -> set[str]:
+    """Parts of the library that a file imports from."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "eqdeploy":
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            modules.add(node.module.removeprefix("eqdeploy.") if node.module.startswith("eqdeploy.") else "")
+        elif isinstance(node, ast.Import):
+            modules |= {
+                alias.name.removeprefix("eqdeploy.") for alias in node.names if alias.name.startswith("eqdeploy.")
+            }
+    return {module.split(".")[0] for module in modules} - {"", "__version__"}
+
+
+def library_files() -> list[tuple[str, Path]]:
+    """Every file of the library with the part that it belongs to."""
+    files = [(path.relative_to(ROOT / "eqdeploy").parts[0], path) for path in (ROOT / "eqdeploy").rglob("*.py")]
+    files += [(folder, path) for folder in ("exporters", "profiles") for path in (ROOT / folder).rglob("*.py")]
+    return [(part.removesuffix(".py"), path) for part, path in files if part != "__init__.py"]
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part for part, _ in library_files()} == set(RANK)
+
+
+def test_imports_point_one_way() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {imported}"
+        for part, path in library_files()
+        for imported in imported_parts(path.read_text(encoding="utf-8"))
+        if imported != part and RANK[imported] >= RANK[part]
+    ]
+    assert wrong == []
 
 
 def loaded_by(statement: str, folder: Path) -> set[str]:

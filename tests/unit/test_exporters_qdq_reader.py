@@ -16,7 +16,7 @@ from eqdeploy.errors import EqDeployError, ValidationError
 from eqdeploy.exporters.contract import get_exporter
 from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.testing import sample_model
-from tests.contract.networks import LOW_BITS
+from tests.contract.networks import LOW_BITS, SIGNED
 
 Edit = Callable[[onnx.ModelProto], None]
 
@@ -95,6 +95,10 @@ def stray_dequantize(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("DequantizeLinear", inputs, ["stray"], name="stray/dequantize"))
 
 
+def second_reader_of_integers(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Identity", ["head.weight"], ["copy"], name="copy"))
+
+
 def return_integers(model: onnx.ModelProto) -> None:
     model.graph.output.append(
         helper.make_tensor_value_info("gap_quantized", onnx.TensorProto.UINT8, ["batch", 6, 1, 1])
@@ -164,6 +168,7 @@ def external_data(location: str) -> Edit:
         (drop_metadata, r"has no metadata entry eqdeploy\.encodings"),
         (stray_quantize, "stray/quantize: this Q belongs to no known activation"),
         (stray_dequantize, "gap: the integers after its Clip are not read by exactly one DQ"),
+        (second_reader_of_integers, r"head\.weight: its integers or real values are used in another way"),
         (return_integers, "gap: the integers after its QuantizeLinear are not read by exactly one DQ"),
         (constant_as_input, "gap: its scale or zero-point is not a constant"),
         (external_data("/etc/passwd"), r"head\.weight: its data lies outside the model's folder"),
@@ -184,6 +189,15 @@ def test_each_kind_of_damage_is_named(edit: Edit, message: str | None, written: 
     with pytest.raises(ValidationError, match=message) as caught:
         read_model(path)
     assert "model.onnx" in str(caught.value)
+
+
+def test_range_that_nothing_enforces_is_refused(tmp_path: Path) -> None:
+    get_exporter("tensorrt").export(sample_model(SIGNED, skip_only=True), tmp_path, {})
+    model = onnx.load(tmp_path / "model.onnx")
+    set_fact("activations", "stem_relu", "q_max", value=100)(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ValidationError, match="stem_relu: nothing in the graph keeps its codes inside"):
+        read_model(tmp_path / "model.onnx")
 
 
 def test_link_out_of_the_folder_is_refused(written: bytes, tmp_path: Path) -> None:
