@@ -281,9 +281,6 @@ class ExporterContract:
     ...     def make_exporter(self): ...
     """
 
-    #: Options to export with.
-    options: Mapping[str, object] = {}
-
     def make_exporter(self) -> Exporter:
         """Make the exporter under test."""
         raise NotImplementedError
@@ -291,6 +288,10 @@ class ExporterContract:
     def make_model(self) -> QuantizedModel:
         """Make a model that the format can hold; the default has everything."""
         return sample_model()
+
+    def make_options(self) -> Mapping[str, object]:
+        """Make the options to export with; none by default."""
+        return {}
 
     def test_describes_itself(self) -> None:
         """An exporter satisfies the protocol and explains its format."""
@@ -301,7 +302,7 @@ class ExporterContract:
 
     def test_every_encoding_survives(self, tmp_path: Path) -> None:
         """The reader recovers every scale, zero-point, range and code, and the file list is complete."""
-        files = export_checked(self.make_exporter(), self.make_model(), tmp_path, self.options)
+        files = export_checked(self.make_exporter(), self.make_model(), tmp_path, self.make_options())
         assert len(files) == len(set(files)) > 0
 
     def test_a_changed_encoding_is_noticed(self, tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ class ExporterContract:
         old = tensor.encoding
         scale = np.nextafter(old.scale, np.float32(np.inf))
         other = Encoding(scale, old.zero_point, old.q_min, old.q_max, old.bits, old.signed, old.axis)
-        exporter.export(model, tmp_path, self.options)
+        exporter.export(model, tmp_path, self.make_options())
         read = exporter.read(tmp_path)
         changed = RecoveredEncodings({**read.activations, name: other}, read.parameters)
         with pytest.raises(EqDeployError, match=name):
@@ -328,7 +329,7 @@ class ExporterContract:
     def test_unknown_option_is_refused(self, tmp_path: Path) -> None:
         """An option that nobody reads is an error of the profile."""
         with pytest.raises(ProfileError, match="no_such_option"):
-            self.make_exporter().export(self.make_model(), tmp_path, {**self.options, "no_such_option": 1})
+            self.make_exporter().export(self.make_model(), tmp_path, {**self.make_options(), "no_such_option": 1})
 
     def test_damaged_files_are_refused(self, tmp_path: Path) -> None:
         """A truncated, emptied or missing file raises an error of this library, or holds nothing that is read."""
@@ -348,5 +349,5 @@ class ExporterContract:
     def _export(self, exporter: Exporter, model: QuantizedModel, directory: Path) -> dict[str, bytes]:
         """Export to a new folder and return the content of every file."""
         directory.mkdir(exist_ok=True)
-        files = exporter.export(model, directory, self.options)
+        files = exporter.export(model, directory, self.make_options())
         return {name: (directory / name).read_bytes() for name in files}

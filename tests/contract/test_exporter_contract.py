@@ -31,14 +31,16 @@ class TestOnnxQdq(ExporterContract):
 
 
 class TestOnnxQdqLowBitsOldOpset(TestOnnxQdq):
-    options = {"opset": 13}
+    def make_options(self) -> Mapping[str, object]:
+        return {"opset": 13}
 
     def make_model(self) -> QuantizedModel:
         return sample_model(LOW_BITS)
 
 
 class TestOnnxQdqExternalData(TestOnnxQdq):
-    options = {"external_data_threshold": 1000, "opset": 25}
+    def make_options(self) -> Mapping[str, object]:
+        return {"external_data_threshold": 1000, "opset": 25}
 
     def make_model(self) -> QuantizedModel:
         return sample_model(SIGNED, skip_only=True)
@@ -58,7 +60,8 @@ class TestSnpePerChannel(TestSnpe):
 
 
 class TestSnpeFourBits(TestSnpe):
-    options = {"external_data_threshold": 1000, "float_opset": 17}
+    def make_options(self) -> Mapping[str, object]:
+        return {"external_data_threshold": 1000, "float_opset": 17}
 
     def make_model(self) -> QuantizedModel:
         return sample_model(FOUR_BITS)
@@ -73,7 +76,8 @@ class TestTensorRt(ExporterContract):
 
 
 class TestTensorRtCalibrationCache(TestTensorRt):
-    options = {"calibration_cache": True, "opset": 17}
+    def make_options(self) -> Mapping[str, object]:
+        return {"calibration_cache": True, "opset": 17}
 
 
 class _Careless:
