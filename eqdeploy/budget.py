@@ -43,11 +43,7 @@ def average_bits(plan: DevicePlan, network: NetworkDescription) -> AverageBits:
         activations=_mean(list(activations.values())),
         searchable_weights=_mean([value for name, value in weights.items() if name not in edge_layers]),
         searchable_activations=_mean(
-            [
-                value
-                for name, value in activations.items()
-                if network.tensor[name].trained and name not in edge_tensors
-            ]
+            [value for name, value in activations.items() if network.tensor[name].trained and name not in edge_tensors]
         ),
     )
 

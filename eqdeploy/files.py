@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,29 @@ def read_bounded(path: Path, maximum_bytes: int, error: type[EqDeployError]) -> 
     if len(content) > maximum_bytes:
         raise error(f"larger than {maximum_bytes >> 20} MiB", where=str(path))
     return content
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees either the old content or all of the new.
+
+    Raises:
+        OutputError: If the folder cannot be written to or is full; nothing is left behind.
+    """
+    # One fixed name: what a kill leaves behind is overwritten by the next attempt instead of piling up.
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
 
 
 def write_json(path: Path, document: Mapping[str, Any], *, sort_keys: bool = False) -> None:

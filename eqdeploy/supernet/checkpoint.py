@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,8 @@ from torch import Tensor, nn
 
 from eqdeploy.data.augmentation import Augmentation
 from eqdeploy.data.preprocessing import Preprocessing
-from eqdeploy.errors import CheckpointError, EqDeployError, MissingDependencyError, OutputError
+from eqdeploy.errors import CheckpointError, EqDeployError, MissingDependencyError
+from eqdeploy.files import write_atomically
 from eqdeploy.network import ElasticSpace
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.supernet.supernet import Supernet
@@ -141,19 +140,7 @@ def save_checkpoint(supernet: Supernet, metadata: CheckpointMetadata, path: Path
         for name, tensor in sorted(supernet.graph_module.state_dict().items())
     }
     content = save(tensors, metadata={METADATA_KEY: json.dumps(metadata.model_dump(), sort_keys=True)})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"cannot write the checkpoint: {error.strerror}", where=str(path)) from error
+    write_atomically(path, content)
 
 
 def read_metadata(path: Path) -> CheckpointMetadata:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from eqdeploy.errors import CheckpointError, OutputError
-from eqdeploy.training.state import write_atomically
+from eqdeploy.files import write_atomically
 
 
 class TrainingLog:

@@ -8,7 +8,6 @@ previous state is still whole.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -20,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from eqdeploy.errors import CheckpointError, OutputError, TrainingError
+from eqdeploy.errors import CheckpointError, TrainingError
+from eqdeploy.files import write_atomically
 
 STATE_SCHEMA = 1
 #: All metadata is one document under one key: safetensors writes several keys in random order.
@@ -179,29 +179,6 @@ def restore_state(
             generator.set_state(state.tensors[f"{_GENERATOR}.{name}"])
         except RuntimeError as error:
             raise CheckpointError(f"{_GENERATOR}.{name} is no generator state", where=str(state.path)) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees either the old content or all of the new.
-
-    Raises:
-        OutputError: If the folder cannot be written to or is full; nothing is left behind.
-    """
-    # One fixed name: what a kill leaves behind is overwritten by the next attempt instead of piling up.
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
 
 
 def _read_document(text: str | None, path: Path) -> tuple[Position, Mapping[str, Any]]:

@@ -151,9 +151,7 @@ class Examiner:
                 return True
         return False
 
-    def _kinds(
-        self, name: str, differs: NDArray[np.bool_], local: NDArray[Any], batch: _Batch
-    ) -> dict[Kind, int]:
+    def _kinds(self, name: str, differs: NDArray[np.bool_], local: NDArray[Any], batch: _Batch) -> dict[Kind, int]:
         """Count the differing codes of one tensor by kind."""
         arises = differs & (batch.observed[name] != local)
         counts = {Kind.PROPAGATED: int(differs.sum() - arises.sum())}
@@ -168,9 +166,7 @@ class Examiner:
             counts[Kind.UNEXPLAINED] = int(left.sum())
         return {kind: count for kind, count in counts.items() if count}
 
-    def _explanations(
-        self, name: str, batch: _Batch, local: NDArray[Any]
-    ) -> Iterator[tuple[Kind, NDArray[np.bool_]]]:
+    def _explanations(self, name: str, batch: _Batch, local: NDArray[Any]) -> Iterator[tuple[Kind, NDArray[np.bool_]]]:
         """Possible explanations, each with the codes that it explains."""
         runtime = batch.observed[name]
         exact = _exact_codes(batch.walk, name, batch)

@@ -213,9 +213,7 @@ def check_parity(
             observed[level] = ObservedModel(file, chains, level, threads=threads)
             advance(1)
     examiner = Examiner(reference)
-    operators = {
-        level: summarize(observed[level].graph, reference.graph) for level in levels if level in FUSING_LEVELS
-    }
+    operators = {level: summarize(observed[level].graph, reference.graph) for level in levels if level in FUSING_LEVELS}
     tallies = {level: _Tally(_float_operations(reference, operators.get(level))) for level in levels}
     size = _batch_size(reference, images)
     with listener.stage("comparing integer codes", total=len(images)) as advance:
@@ -228,9 +226,7 @@ def check_parity(
     return ParityReport(
         images=len(images),
         tensors=len(reference.graph.encodings),
-        levels=tuple(
-            tallies[level].result(level, observed[level], operators.get(level)) for level in levels
-        ),
+        levels=tuple(tallies[level].result(level, observed[level], operators.get(level)) for level in levels),
     )
 
 

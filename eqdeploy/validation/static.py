@@ -140,5 +140,3 @@ def _coverage_summary(model: QuantizedModel) -> str:
     counts = Counter(model.coverage.values())
     shares = ", ".join(f"{counts[kind]} {str(kind).replace('_', ' ')}" for kind in Coverage if counts[kind])
     return f"{total} tensors: {shares}"
-
-

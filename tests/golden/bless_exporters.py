@@ -38,7 +38,7 @@ def without_version(name: str, content: bytes) -> bytes:
         return content.replace(f'"version": "{__version__}"'.encode(), b'"version": ""')
     model = onnx.load_from_string(content)
     model.producer_version = ""
-    return model.SerializeToString(deterministic=True)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def written_files(exporter: str, directory: Path) -> dict[str, bytes]:

@@ -30,7 +30,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if node.name == name)
+    found: onnx.NodeProto = next(node for node in model.graph.node if node.name == name)
+    return found
 
 
 def set_constant(name: str, array: Any) -> Edit:

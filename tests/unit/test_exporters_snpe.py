@@ -124,7 +124,7 @@ def scales_on_the_input_channels() -> QuantizedModel:
     x = b.encode(b.input("x", 3, 4, 4))
     model = b.build(b.encode(b.layer("conv", "Conv", x, (5, 3, 1, 1), kernel_shape=[1, 1])))
     weight = model.parameters["conv.weight"]
-    other = Encoding(np.ones(3, np.float32) / 64, np.zeros(3, np.int32), -128, 127, 8, True, 1)
+    other = Encoding(np.full(3, 1 / 64, np.float32), np.zeros(3, np.int32), -128, 127, 8, True, 1)
     return replace(model, parameters={"conv.weight": replace(weight, encoding=other)})
 
 

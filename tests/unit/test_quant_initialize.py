@@ -50,8 +50,9 @@ DISTRIBUTIONS: dict[str, Callable[[], Tensor]] = {
     "one outlier": lambda: torch.cat([torch.randn(1500, generator=random(6)), torch.tensor([60.0])]),
     "all positive": lambda: torch.rand(1500, generator=random(7)) * 0.5 + 0.5,
     "all negative": lambda: -torch.rand(1500, generator=random(8)) * 0.5 - 0.5,
-    "two clusters": lambda: torch.randn(1500, generator=random(9)).sign()
-    + 0.05 * torch.randn(1500, generator=random(10)),
+    "two clusters": lambda: (
+        torch.randn(1500, generator=random(9)).sign() + 0.05 * torch.randn(1500, generator=random(10))
+    ),
 }
 
 
@@ -190,5 +191,7 @@ def test_initialization_repeats_and_fills_every_form() -> None:
     second.initialize(weight)
     for form in space.weight_forms():
         assert first.encoding(form).equals(second.encoding(form))
-        relative = (first.encoding(form).dequantize(first.encoding(form).quantize(weight.numpy())) - weight.numpy()) ** 2
+        relative = (
+            first.encoding(form).dequantize(first.encoding(form).quantize(weight.numpy())) - weight.numpy()
+        ) ** 2
         assert relative.mean() < {2: 0.2, 4: 0.02, 8: 1e-4}[form.bits] * float(weight.square().mean())

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eqdeploy.errors import CheckpointError, OutputError, TrainingError
+from eqdeploy.files import write_atomically
 from eqdeploy.training.log import TrainingLog
-from eqdeploy.training.state import Phase, Position, load_state, restore_state, save_state, write_atomically
+from eqdeploy.training.state import Phase, Position, load_state, restore_state, save_state
 
 CONFIGURATION = {"seed": 3, "supernet_training": {"learning_rate": 0.001}}
 POSITION = Position(Phase.SUPERNET, step=5, log_lines=9, float_accuracy=0.75)

@@ -39,9 +39,7 @@ def multiply_add(a: Any, b: Any, c: Any) -> NDArray[np.float32]:
     return result
 
 
-def requantize(
-    sums: NDArray[np.int64], input_scale: NDArray[np.float32], output: Encoding
-) -> NDArray[np.int32]:
+def requantize(sums: NDArray[np.int64], input_scale: NDArray[np.float32], output: Encoding) -> NDArray[np.int32]:
     """Bring exact integer sums to the grid of an output (MLAS ``MlasRequantizeOutput``).
 
         q = clamp(round_half_to_even(float32(sum) · float32(input_scale / s_y)) + z_y)

@@ -164,9 +164,7 @@ class ExactNumbers:
         error = np.broadcast_to(data.error, data.value.shape)
         magnitude = np.broadcast_to(data.magnitude, data.value.shape)
         rounding = gamma(8) if interpolates else 0.0
-        return [
-            Estimate(move(data.value), move(error) + rounding * move(magnitude), move(magnitude)) for move in moves
-        ]
+        return [Estimate(move(data.value), move(error) + rounding * move(magnitude), move(magnitude)) for move in moves]
 
     def _global_mean(self, operation: Operation, inputs: Sequence[ExactValue | None]) -> list[Estimate]:
         """Add all positions and divide."""

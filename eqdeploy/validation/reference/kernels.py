@@ -192,9 +192,7 @@ class IntegerKernels:
         if operation.op_type == "Sigmoid":
             return [Looked(data, logistic, sigmoid)]
         slope = np.float32(operation.attribute("alpha", 0.01))
-        return [
-            Looked(data, lambda x: np.where(x >= 0, x, slope * x), lambda x: np.where(x >= 0, x, float(slope) * x))
-        ]
+        return [Looked(data, lambda x: np.where(x >= 0, x, slope * x), lambda x: np.where(x >= 0, x, float(slope) * x))]
 
     def _concatenate(self, operation: Operation, inputs: Sequence[Value | None]) -> list[Value]:
         """Concat; what is not encoded yet is rounded like a float result."""
@@ -290,4 +288,3 @@ def _pair(operation: Operation, inputs: Sequence[Value | None]) -> tuple[Value, 
     if first is None or second is None:
         raise operation.unsupported("an operand is missing")
     return first, second
-

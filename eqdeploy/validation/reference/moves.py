@@ -82,9 +82,7 @@ def _pads_with_zero(operation: Operation, arguments: Sequence[NDArray[Any] | Non
     return operation.attribute("mode", b"constant") != b"constant" or value is None or not np.any(value)
 
 
-def _pad(
-    operation: Operation, arguments: Sequence[NDArray[Any] | None], data: NDArray[Any], zero: int
-) -> NDArray[Any]:
+def _pad(operation: Operation, arguments: Sequence[NDArray[Any] | None], data: NDArray[Any], zero: int) -> NDArray[Any]:
     """Pad, or crop where a size is negative."""
     pads, _, axes = [*arguments, None, None, None][:3]
     if pads is None:

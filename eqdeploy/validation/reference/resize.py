@@ -30,9 +30,7 @@ def resize_mode(operation: Operation) -> str:
     return mode if plain and mode in ("nearest", "linear") else "other"
 
 
-def resize(
-    operation: Operation, arguments: Sequence[NDArray[Any] | None], data: NDArray[Any]
-) -> NDArray[Any]:
+def resize(operation: Operation, arguments: Sequence[NDArray[Any] | None], data: NDArray[Any]) -> NDArray[Any]:
     """Resize an array, by selection or by linear interpolation.
 
     Args:
@@ -58,9 +56,7 @@ def resize(
     return data
 
 
-def _resize_axis(
-    operation: Operation, data: NDArray[Any], axis: int, positions: NDArray[np.float64]
-) -> NDArray[Any]:
+def _resize_axis(operation: Operation, data: NDArray[Any], axis: int, positions: NDArray[np.float64]) -> NDArray[Any]:
     """Take entries at fractional positions along one axis."""
     last = data.shape[axis] - 1
     if resize_mode(operation) == "nearest":

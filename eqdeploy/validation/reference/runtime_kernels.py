@@ -15,9 +15,7 @@ from eqdeploy.validation.reference.graph import Graph
 _RESERVE = 5.0
 
 
-def table_softmax_codes(
-    graph: Graph, name: str, observed: Mapping[str, NDArray[Any]]
-) -> NDArray[np.int32] | None:
+def table_softmax_codes(graph: Graph, name: str, observed: Mapping[str, NDArray[Any]]) -> NDArray[np.int32] | None:
     """Codes of a Softmax as ``QLinearSoftmax`` computes them.
 
     The kernel multiplies by ``floor(1 / s_y)`` where ``1 / s_y`` is meant, which is right only if that is a whole

@@ -209,9 +209,7 @@ def padding(
     return (small, large) if auto_pad == "SAME_UPPER" else (large, small)
 
 
-def exact_sums(
-    operator: LinearOperator, data: NDArray[np.int32], weight: NDArray[np.int32]
-) -> NDArray[np.int64]:
+def exact_sums(operator: LinearOperator, data: NDArray[np.int32], weight: NDArray[np.int32]) -> NDArray[np.int64]:
     """Apply a linear operator to integers without any rounding.
 
     Args:
