@@ -34,6 +34,7 @@ class Supernet(nn.Module):
 
     def __init__(self, graph_module: fx.GraphModule, network: NetworkDescription, input_shape: tuple[int, ...]) -> None:
         super().__init__()
+        self.training = graph_module.training
         self.graph_module = graph_module
         self.network = network
         self.input_shape = input_shape
