@@ -94,7 +94,9 @@ def test_multiply_accumulates_are_those_that_torch_counts(name: str) -> None:
 
 
 def test_a_hand_counted_layer() -> None:
-    network = description(nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, groups=2), nn.Flatten(), nn.Linear(96, 7)), 4, 9, 9)
+    network = description(
+        nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, groups=2), nn.Flatten(), nn.Linear(96, 7)), 4, 9, 9
+    )
     first, last = network.layers
     assert first.macs == 4 * 4 * 6 * (4 // 2) * 3 * 3
     assert (first.parameters, first.groups, first.weight_shape) == (6 * 2 * 9, 2, (6, 2, 3, 3))
