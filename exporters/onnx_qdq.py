@@ -15,6 +15,8 @@ from eqdeploy.exporters.qdq_graph import build_qdq
 from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.quantized_model import QuantizedModel
 
+__all__ = ["MODEL_FILE", "OnnxQdqExporter", "OnnxQdqOptions", "read_model", "write_qdq_model"]
+
 MODEL_FILE = "model.onnx"
 
 

@@ -22,6 +22,7 @@ from tests.unit.supernet_parts import (
     conv1d,
     decoder,
     dropout,
+    detached_branch,
     dtypes_and_copies,
     functional_activations,
     inplace_functions,
@@ -186,6 +187,7 @@ CONVERTIBLE: dict[str, Case] = {
         )
     ),
     "methods named like attributes of modules": Case(lambda: Net(dtypes_and_copies, a=conv(), b=conv(4, 4))),
+    "detached branch": Case(lambda: Net(detached_branch, a=conv(), b=conv(4, 4), c=conv(4, 4))),
     "names that are no identifiers": Case(
         lambda: Net(
             lambda m, x: m.d["é"](F.relu(m.d["1 2"](F.relu(m.d["a-b"](x))))),

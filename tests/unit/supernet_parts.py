@@ -178,8 +178,13 @@ def clashing_names(m: Any, x: Tensor) -> Any:
 
 
 def dtypes_and_copies(m: Any, x: Tensor) -> Any:
-    x = m.a(x.to(torch.float32).contiguous()).clone().detach().double().float()
+    x = m.a(x.to(torch.float32).contiguous()).clone().double().float()
     return m.b(x.cpu())
+
+
+def detached_branch(m: Any, x: Tensor) -> Any:
+    x = m.a(x)
+    return m.b(x.detach()) + m.c(x)
 
 
 def keywords(m: Any, x: Tensor) -> Any:
