@@ -55,7 +55,6 @@ class Runtime(_Model):
 
     name: Text = Field(description="Name of the runtime.")
     opset: int = Field(default=21, ge=13, description="ONNX opset of the written model. Per-channel Q/DQ need 13.")
-    ir_version: int = Field(default=10, ge=7, description="ONNX IR version of the written model.")
     notes: str = Field(default="", description="Versions, flags and traps worth knowing.")
 
 

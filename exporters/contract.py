@@ -75,7 +75,8 @@ class Exporter(Protocol):
         Args:
             model: The frozen network; it is left unchanged.
             directory: Folder that exists, is empty and belongs to the caller.
-            options: Options of the exporter by name, as a profile gives them.
+            options: Options of the exporter by name, as a profile gives them under ``export.options``, and ``opset``
+                from the profile's ``runtime.opset``.
 
         Returns:
             Paths of every file written, relative to ``directory``, with forward slashes.

@@ -19,11 +19,13 @@ class ExporterOptions(BaseModel):
     """What every built-in exporter accepts.
 
     Attributes:
+        opset: ONNX opset of the models that are written: the profile's ``runtime.opset``.
         external_data_threshold: Bytes of tensor data from which on tensors are stored beside the model file.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    opset: int = Field(default=21, ge=13)
     external_data_threshold: int = Field(default=EXTERNAL_DATA_THRESHOLD, ge=1, le=EXTERNAL_DATA_THRESHOLD)
 
 
@@ -48,4 +50,5 @@ def parse_options(kind: type[OptionsType], options: Mapping[str, object], export
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ProfileError(f"{first['msg']}, got {first['input']!r}", where=f"export.options.{name}") from error
+        key = "runtime.opset or export.options.opset" if name == "opset" else f"export.options.{name}"
+        raise ProfileError(f"{first['msg']}, got {first['input']!r}", where=key) from error

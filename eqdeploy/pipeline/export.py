@@ -13,12 +13,13 @@ from eqdeploy.exporters.contract import Exporter, export_checked, get_exporter
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
 from eqdeploy.manifest import Provenance, write_manifest
 from eqdeploy.pipeline.configuration import write_configuration
-from eqdeploy.pipeline.proof import FLOAT, SIMULATED, Subject, measure, prove
+from eqdeploy.pipeline.proof import FLOAT, MODEL_FILE, SIMULATED, Subject, measure, prove
 from eqdeploy.pipeline.sources import ImageSets, LoadedSupernet, load_image_sets, load_subnet, load_supernet
 from eqdeploy.pipeline.subnets import activate_calibrated, freeze_active
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile import DeviceProfile, load_profile
 from eqdeploy.progress import Progress
+from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.report import ArtifactReport, CoverageSummary, PlanSummary, write_report
 from eqdeploy.requests import ExportRequest
 from eqdeploy.resolve import resolve
@@ -114,7 +115,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
     provenance = _provenance(source, target)
     with write_artifact(target.directory, force=request.force) as folder:
         with progress.stage(f"writing {target.profile.export.format} files"):
-            export_checked(target.exporter, model, folder, target.profile.export.options)
+            _write_model(target, model, folder)
             write_encodings(folder, model)
             write_configuration(
                 folder,
@@ -163,3 +164,11 @@ def _provenance(source: _Source, target: _Target) -> Provenance:
         data_digest=source.images.digest,
         seed=source.request.seed,
     )
+
+
+def _write_model(target: _Target, model: QuantizedModel, folder: Path) -> None:
+    """Write the device's files, and the QDQ model that is proved if the format has none."""
+    opset = target.profile.runtime.opset
+    written = export_checked(target.exporter, model, folder, {"opset": opset, **target.profile.export.options})
+    if MODEL_FILE not in written:
+        get_exporter("onnx_qdq").export(model, folder, {"opset": opset})
