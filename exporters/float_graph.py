@@ -159,8 +159,7 @@ def weight_channel_axis(weight: ir.Value) -> int | None:
     the same position of every group. Gemm: 0 with ``transB``, else 1. MatMul: the last axis of a right-hand
     matrix. A Transpose on the way is followed. None if no reader uses the value as a weight, or two disagree.
     """
-    axes = {_channel_axis_of_use(use.node, use.idx, weight) for use in weight.uses()}
-    return axes.pop() if len(axes) == 1 else None
+    return None if weight.shape is None else _channel_axis(weight, weight.shape.rank())
 
 
 def expected_bias_scales(
@@ -227,13 +226,18 @@ def _grid_ends(encoding: Encoding) -> Bounds:
     return float(values.min()), float(values.max())
 
 
-def _channel_axis_of_use(node: ir.Node, position: int, value: ir.Value) -> int | None:
+def _channel_axis(value: ir.Value, rank: int) -> int | None:
+    """Channel axis on which all readers of a weight agree; the rank is that of the initializer it comes from."""
+    axes = {_channel_axis_of_use(use.node, use.idx, rank) for use in value.uses()}
+    return axes.pop() if len(axes) == 1 else None
+
+
+def _channel_axis_of_use(node: ir.Node, position: int, rank: int) -> int | None:
     """Channel axis of a weight as one of its readers sees it."""
-    rank = None if value.shape is None else value.shape.rank()
-    if node.domain or rank is None:
+    if node.domain:
         return None
     if node.op_type == "Transpose":
-        inner = weight_channel_axis(node.outputs[0])
+        inner = _channel_axis(node.outputs[0], rank)
         permutation = node.attributes.get("perm")
         order = tuple(reversed(range(rank))) if permutation is None else permutation.as_ints()
         return None if inner is None else order[inner]

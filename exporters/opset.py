@@ -46,11 +46,10 @@ def convert_opset(model: ir.Model, opset: int) -> ir.Model:
     source = model.graph.opset_imports.get("", 0)
     if source != opset:
         obstacles = [node for node in model.graph if not _keeps(node, source, opset)]
+        for node in model.graph:
+            _drop_redundant_attributes(node, source, opset)
         if obstacles:
             model = _convert_with_onnx(model, opset, obstacles[0])
-        else:
-            for node in model.graph:
-                _drop_new_attributes(node, source, opset)
     model.graph.opset_imports.clear()
     model.graph.opset_imports[""] = opset
     model.ir_version = ir_version_for(opset)
@@ -87,10 +86,15 @@ def _is_redundant(node: ir.Node, name: str, schema: defs.OpSchema) -> bool:
     return bool(ir.serde.deserialize_attribute(default).value == attribute.value)
 
 
-def _drop_new_attributes(node: ir.Node, source: int, target: int) -> None:
-    """Remove redundant attributes that the target opset does not know."""
-    known = defs.get_schema(node.op_type, target).attributes
-    for name in [name for name in node.attributes if name not in known]:
+def _drop_redundant_attributes(node: ir.Node, source: int, target: int) -> None:
+    """Remove attributes that the target opset does not know and that say what their absence says.
+
+    ONNX's version converter leaves some of them behind, ``noop_with_empty_axes`` of reductions for one.
+    """
+    if node.domain or not (defs.has(node.op_type, source) and defs.has(node.op_type, target)):
+        return
+    old, known = defs.get_schema(node.op_type, source), defs.get_schema(node.op_type, target).attributes
+    for name in [name for name in node.attributes if name not in known and _is_redundant(node, name, old)]:
         del node.attributes[name]
 
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from eqdeploy.exporters.float_graph import all_values, clip_bounds, reads_quantized, to_ir
+from eqdeploy.exporters.float_graph import all_values, clip_bounds, input_at, reads_quantized, to_ir
 from eqdeploy.exporters.metadata import DroppedClip
 from eqdeploy.exporters.model_checks import check_model
 from eqdeploy.exporters.opset import convert_opset
@@ -85,9 +85,10 @@ def build_qdq(model: QuantizedModel, opset: int) -> QdqGraph:
     values = all_values(graph)
     for parameter in model.parameters.values():
         _dequantize_parameter(builder, parameter)
+    on_codes = frozenset(name for name in model.activations if _is_computed_from_codes(model, values[name]))
     dropped: dict[str, DroppedClip] = {}
     for tensor in model.activations.values():
-        clip = _quantize_activation(builder, tensor, values[tensor.name])
+        clip = _quantize_activation(builder, tensor, values[tensor.name], on_codes=tensor.name in on_codes)
         if clip is not None:
             dropped[tensor.name] = clip
     RemoveUnusedNodesPass()(graph_model)
@@ -124,11 +125,15 @@ def _dequantize_parameter(builder: _Builder, parameter: QuantizedParameter) -> N
     old.replace_all_uses_with(dequantize.outputs[0])
 
 
-def _quantize_activation(builder: _Builder, tensor: QuantizedTensor, value: ir.Value) -> DroppedClip | None:
+def _quantize_activation(
+    builder: _Builder, tensor: QuantizedTensor, value: ir.Value, *, on_codes: bool
+) -> DroppedClip | None:
     """Put Q, integer Clip and DQ behind a tensor; return the float Clip that this makes needless."""
     graph, name, encoding = builder.graph, tensor.name, tensor.encoding
     readers = [use for use in value.uses() if reads_quantized(use.node, tensor.float_readers)]
-    clip = _needless_clip(value, encoding, everybody_reads_codes=len(readers) == len(value.uses()))
+    # Without the Clip, a DQ would meet the Q: a pair that ONNX Runtime merges into one of another scale.
+    is_needed = on_codes or len(readers) < len(value.uses())
+    clip = None if is_needed else _needless_clip(value, encoding)
     producer = value.producer()
     source = value
     if clip is not None and producer is not None:
@@ -170,7 +175,16 @@ def _quantize_activation(builder: _Builder, tensor: QuantizedTensor, value: ir.V
     return clip
 
 
-def _needless_clip(value: ir.Value, encoding: Encoding, *, everybody_reads_codes: bool) -> DroppedClip | None:
+def _is_computed_from_codes(model: QuantizedModel, value: ir.Value) -> bool:
+    """Whether the operation that computes a tensor reads the quantized value of its first input."""
+    producer = value.producer()
+    source = None if producer is None else input_at(producer, 0)
+    if producer is None or source is None or source.name not in model.activations:
+        return False
+    return reads_quantized(producer, model.activations[source.name].float_readers)
+
+
+def _needless_clip(value: ir.Value, encoding: Encoding) -> DroppedClip | None:
     """The float Clip that computes a tensor, if the encoding's range reproduces it exactly.
 
     Rounding is monotonic, so clipping before or after it is the same as long as the bounds themselves get the
@@ -178,7 +192,7 @@ def _needless_clip(value: ir.Value, encoding: Encoding, *, everybody_reads_codes
     """
     producer = value.producer()
     bounds = None if producer is None else clip_bounds(producer)
-    if bounds is None or not everybody_reads_codes or encoding.axis is not None:
+    if bounds is None or encoding.axis is not None:
         return None
     if encoding.quantize(np.array(bounds, np.float32)).tolist() != [encoding.q_min, encoding.q_max]:
         return None

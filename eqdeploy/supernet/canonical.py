@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +22,34 @@ _DROPOUT_MODULES: Mapping[Callable[..., Any], type[nn.Module]] = {
     F.dropout2d: nn.Dropout2d,
     F.dropout3d: nn.Dropout3d,
     F.alpha_dropout: nn.AlphaDropout,
+}
+
+
+@dataclass(frozen=True)
+class _AdaptivePool:
+    """An adaptive pool: its output size per axis (None keeps an axis), and the pool with windows of one size."""
+
+    output_size: tuple[int | None, ...]
+    function: Callable[..., Any]
+
+    @property
+    def axes(self) -> int:
+        """Number of axes that are pooled."""
+        return len(self.output_size)
+
+
+_AVERAGES = (F.avg_pool1d, F.avg_pool2d)
+
+#: Adaptive pools as modules and as functions, with the number of axes and the pool with windows of one size.
+_ADAPTIVE_POOLS: Mapping[Any, tuple[int, Callable[..., Any]]] = {
+    nn.AdaptiveAvgPool1d: (1, F.avg_pool1d),
+    nn.AdaptiveAvgPool2d: (2, F.avg_pool2d),
+    nn.AdaptiveMaxPool1d: (1, F.max_pool1d),
+    nn.AdaptiveMaxPool2d: (2, F.max_pool2d),
+    F.adaptive_avg_pool1d: (1, F.avg_pool1d),
+    F.adaptive_avg_pool2d: (2, F.avg_pool2d),
+    F.adaptive_max_pool1d: (1, F.max_pool1d),
+    F.adaptive_max_pool2d: (2, F.max_pool2d),
 }
 
 
@@ -61,54 +91,90 @@ def use_float_bounds(graph_module: fx.GraphModule) -> None:
             node.kwargs = {key: float(value) if type(value) is int else value for key, value in node.kwargs.items()}
 
 
+def merge_bounds(graph_module: fx.GraphModule) -> None:
+    """Rewrite a ReLU or clip of a ReLU or clip as one: devices fuse one into the layer before it."""
+    for node in list(graph_module.graph.nodes):
+        outer, source = _constant_bounds(graph_module, node), node.args[0] if node.args else None
+        inner = _constant_bounds(graph_module, source) if isinstance(source, fx.Node) else None
+        if outer is None or inner is None or len(source.users) > 1:
+            continue
+        low, high = (min(max(bound, outer[0]), outer[1]) for bound in inner)
+        node.op, node.kwargs = "call_function", {}
+        if (low, high) == (0.0, math.inf):
+            node.target, node.args = torch.relu, (source.args[0],)
+        else:
+            bounds = (bound if math.isfinite(bound) else None for bound in (low, high))
+            node.target, node.args = torch.clamp, (source.args[0], *bounds)
+        graph_module.graph.erase_node(source)
+
+
+def split_padding(graph_module: fx.GraphModule) -> None:
+    """Take padding by reflection, repetition or wrapping out of convolutions.
+
+    Runtimes know only zeros inside a convolution; what it reads, and what is quantized, is the padded tensor.
+    """
+    graph = graph_module.graph
+    paddings: dict[str, tuple[tuple[int, ...], str]] = {}
+    for node in list(graph.nodes):
+        module = module_of(graph_module, node)
+        if type(module) not in (nn.Conv1d, nn.Conv2d):
+            continue
+        assert isinstance(module, nn.Conv1d | nn.Conv2d)
+        if module.padding_mode != "zeros":
+            paddings[str(node.target)] = tuple(module._reversed_padding_repeated_twice), module.padding_mode
+            module.padding_mode, module.padding = "zeros", (0,) * len(module.kernel_size)
+            module._reversed_padding_repeated_twice = [0] * (2 * len(module.kernel_size))
+        if str(node.target) in paddings:
+            with graph.inserting_before(node):
+                arguments = (node.args[0], *paddings[str(node.target)])
+                padded = graph.create_node("call_function", F.pad, arguments, name=f"{node.name}_pad")
+            node.args = (padded, *node.args[1:])
+
+
 def split_spatial_means(graph: fx.Graph) -> None:
     """Rewrite ``x.mean([2, 3])`` into a mean that keeps its axes, then a flatten."""
     for node in list(graph.nodes):
         if spatial_mean_keeps_axes(node) is not False:
             continue
+        axes = list(range(2, len(tensor_shape(node.args[0]) or ())))
         with graph.inserting_before(node):
             pooled = graph.create_node(
-                "call_function", torch.mean, (node.args[0], [2, 3], True), name=f"{node.name}_pool"
+                "call_function", torch.mean, (node.args[0], axes, True), name=f"{node.name}_pool"
             )
             flat = graph.call_function(torch.flatten, (pooled, 1))
         _replace(node, flat)
 
 
 def replace_adaptive_pools(graph_module: fx.GraphModule) -> None:
-    """Turn adaptive average pools into global or ordinary average pools, which runtimes know.
+    """Turn adaptive pools into global or ordinary pools, which runtimes know.
 
     Raises:
         UnsupportedOperationError: If the windows would be of unequal size.
     """
     graph = graph_module.graph
     for node in list(graph.nodes):
-        module = module_of(graph_module, node)
-        if isinstance(module, nn.AdaptiveAvgPool2d):
-            size: Any = module.output_size
-        elif node.target is F.adaptive_avg_pool2d:
-            size = node.args[1] if len(node.args) > 1 else node.kwargs["output_size"]
-        else:
+        pool = _adaptive_pool(module_of(graph_module, node), node)
+        shape = tensor_shape(node.args[0]) if pool is not None else None
+        if pool is None or shape is None or len(shape) != pool.axes + 2:
             continue
-        shape = tensor_shape(node.args[0])
-        if shape is None or len(shape) != 4:
-            continue
-        wanted = (size, size) if isinstance(size, int) else tuple(size)
-        height, width = (shape[axis + 2] if wanted[axis] is None else int(wanted[axis]) for axis in range(2))
-        if (height, width) == shape[2:]:
+        sizes = shape[2:]
+        wanted = [old if new is None else int(new) for old, new in zip(sizes, pool.output_size, strict=True)]
+        if wanted == list(sizes):
             _replace(node, node.args[0])
             continue
-        if shape[2] % height or shape[3] % width:
+        if any(old % new for old, new in zip(sizes, wanted, strict=True)):
             raise UnsupportedOperationError(
-                f"adaptive average pooling from {shape[2]}x{shape[3]} to {height}x{width} has windows of unequal size",
+                f"adaptive pooling from {_product(sizes)} to {_product(wanted)} has windows of unequal size",
                 where=node.name,
                 hint="use an input size that divides evenly",
             )
-        kernel = (shape[2] // height, shape[3] // width)
+        kernel = tuple(old // new for old, new in zip(sizes, wanted, strict=True))
         with graph.inserting_before(node):
-            if (height, width) == (1, 1):
-                pooled = graph.create_node("call_function", torch.mean, (node.args[0], [2, 3], True), name=node.name)
+            if pool.function in _AVERAGES and set(wanted) == {1}:
+                arguments: tuple[Any, ...] = (node.args[0], list(range(2, len(shape))), True)
+                pooled = graph.create_node("call_function", torch.mean, arguments, name=node.name)
             else:
-                pooled = graph.create_node("call_function", F.avg_pool2d, (node.args[0], kernel), name=node.name)
+                pooled = graph.create_node("call_function", pool.function, (node.args[0], kernel), name=node.name)
         _replace(node, pooled)
 
 
@@ -150,3 +216,33 @@ def _replace(node: fx.Node, other: fx.Node) -> None:
     other.meta = {**node.meta, **other.meta}
     node.replace_all_uses_with(other)
     node.graph.erase_node(node)
+
+
+def _constant_bounds(graph_module: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
+    """Bounds of a ReLU or of a clip between constants; None for every other node."""
+    if node.op in ("placeholder", "output", "get_attr"):
+        return None
+    operation = classify(graph_module, node)
+    if operation.kind not in (OpKind.RELU, OpKind.CLIP) or len(node.all_input_nodes) != 1:
+        return None
+    return operation.bounds
+
+
+def _adaptive_pool(module: nn.Module | None, node: fx.Node) -> _AdaptivePool | None:
+    """The adaptive pool that a node is; None if it is none, or returns indices, too."""
+    found = _ADAPTIVE_POOLS.get(node.target if module is None else type(module))
+    if found is None or node.op == "call_method":
+        return None
+    axes, function = found
+    if module is not None:
+        size, returns_indices = module.output_size, getattr(module, "return_indices", False)
+    else:
+        size = node.args[1] if len(node.args) > 1 else node.kwargs["output_size"]
+        returns_indices = node.args[2] if len(node.args) > 2 else node.kwargs.get("return_indices", False)
+    sizes: Any = tuple(size) if isinstance(size, tuple | list) else (size,) * axes
+    return None if returns_indices else _AdaptivePool(sizes, function)
+
+
+def _product(sizes: Iterable[int]) -> str:
+    """``7x7``."""
+    return "x".join(str(size) for size in sizes)

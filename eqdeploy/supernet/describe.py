@@ -11,7 +11,7 @@ from torch import fx, nn
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.network import LAYER_KINDS, ElasticSpace, LayerInfo, NetworkDescription, OpKind, TensorInfo
 from eqdeploy.supernet.layers import channel_axis
-from eqdeploy.supernet.operations import Operation, classify, module_of, vanishes
+from eqdeploy.supernet.operations import Operation, classify, keeps_bounds, module_of, vanishes
 from eqdeploy.supernet.shapes import holds_tensor, tensor_shape
 
 #: Operations whose output lies between the smallest and the largest of their inputs.
@@ -59,7 +59,8 @@ def describe(graph_module: fx.GraphModule, space: ElasticSpace) -> NetworkDescri
             continue
         inputs = _inputs(node, sources)
         operation = classify(graph_module, node)
-        drafts[node.name] = _Draft(node, operation, inputs, _propagate_bounds(node, operation, inputs, drafts), [])
+        bounds = _propagate_bounds(graph_module, node, operation, inputs, drafts)
+        drafts[node.name] = _Draft(node, operation, inputs, bounds, [])
         for name in inputs:
             drafts[name].readers.append(node.name)
     output = next(node for node in graph_module.graph.nodes if node.op == "output")
@@ -102,7 +103,11 @@ def _inputs(node: fx.Node, sources: dict[fx.Node, tuple[str, ...]]) -> tuple[str
 
 
 def _propagate_bounds(
-    node: fx.Node, operation: Operation, inputs: tuple[str, ...], drafts: dict[str, _Draft]
+    graph_module: fx.GraphModule,
+    node: fx.Node,
+    operation: Operation,
+    inputs: tuple[str, ...],
+    drafts: dict[str, _Draft],
 ) -> tuple[float, float]:
     """Smallest and largest value of a tensor that the graph guarantees."""
     given = [drafts[name].bounds for name in inputs]
@@ -110,7 +115,7 @@ def _propagate_bounds(
         given.append((-math.inf, math.inf))  # parameters are trained: nothing is known of them
     low = min((bounds[0] for bounds in given), default=-math.inf)
     high = max((bounds[1] for bounds in given), default=math.inf)
-    if operation.kind in _BOUND_PRESERVING:
+    if operation.kind in _BOUND_PRESERVING or keeps_bounds(graph_module, node):
         return (low, high)
     if operation.kind is OpKind.CLIP:
         return (max(operation.bounds[0], min(low, operation.bounds[1])), operation.bounds[1])

@@ -105,6 +105,16 @@ _METHODS: Mapping[str, OpKind] = {
     "transpose": OpKind.TRANSPOSE,
 }
 
+#: Operations without a kind of their own that only select, repeat and rearrange entries of their input.
+_SELECTIONS = frozenset(
+    {
+        *("amax", "chunk", "expand", "expand_as", "flip", "index_select", "narrow", "repeat", "roll", "select"),
+        *("split", "tile", "unbind", torch.amax, torch.chunk, torch.flip, torch.index_select, torch.narrow, torch.roll),
+        *(torch.select, torch.split, torch.stack, torch.tile, torch.unbind, F.pixel_shuffle, F.pixel_unshuffle),
+        *(nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.CircularPad1d, nn.CircularPad2d),
+        *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d),
+    }
+)
 
 #: Ways to resize an image that never leave the range of its values; cubic interpolation overshoots.
 _BOUNDED_RESIZES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "area")
@@ -168,6 +178,19 @@ def classify(graph_module: fx.GraphModule, node: fx.Node) -> Operation:
     return Operation(kind, text, _function_bounds(node, kind))
 
 
+def keeps_bounds(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether every value of the result is a value of the inputs, for operations without a kind of their own."""
+    module = module_of(graph_module, node)
+    target = node.target if module is None else type(module)
+    if target is operator.getitem:
+        source = node.args[0]
+        return isinstance(source, fx.Node) and (tensor_shape(source) is not None or keeps_bounds(graph_module, source))
+    if target is F.pad:
+        mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode")
+        return mode in ("reflect", "replicate", "circular")
+    return target in _SELECTIONS
+
+
 def _classify_module(module: nn.Module) -> Operation:
     """Classify a module call."""
     text = f"{type(module).__module__.split('.')[0]}.nn.{type(module).__name__}"
@@ -176,8 +199,6 @@ def _classify_module(module: nn.Module) -> Operation:
         kind = table.get(type(module), kind)
     if isinstance(module, BATCH_NORM_MODULES):
         kind = OpKind.BATCH_NORM
-    if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d) and _is_one(module.output_size):
-        kind = OpKind.GLOBAL_AVERAGE_POOL
     if isinstance(module, nn.Upsample) and module.mode not in _BOUNDED_RESIZES:
         kind = OpKind.OTHER
     bounds = (-math.inf, math.inf)
@@ -228,26 +249,23 @@ def _all_tensors(node: fx.Node) -> bool:
 
 
 def spatial_mean_keeps_axes(node: fx.Node) -> bool | None:
-    """Whether a mean over exactly height and width of images keeps these axes; None for every other node."""
+    """Whether a mean over exactly the axes behind the channels keeps these axes; None for every other node."""
     if node.op not in ("call_function", "call_method") or node.target not in (torch.mean, "mean"):
         return None
     source = node.args[0]
     axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-    if not isinstance(source, fx.Node) or len(tensor_shape(source) or ()) != 4 or node.kwargs.get("dtype") is not None:
+    rank = len((tensor_shape(source) if isinstance(source, fx.Node) else None) or ())
+    if rank not in (3, 4) or node.kwargs.get("dtype") is not None:
         return None
-    positions = [axis % 4 if isinstance(axis, int) else None for axis in axes] if isinstance(axes, list | tuple) else []
-    return bool(keep) if set(positions) == {2, 3} and len(positions) == 2 else None
+    listed = axes if isinstance(axes, list | tuple) else [axes]
+    positions = sorted(axis % rank for axis in listed if isinstance(axis, int))
+    return bool(keep) if positions == list(range(2, rank)) and len(positions) == len(listed) else None
 
 
 def _resize_mode(node: fx.Node) -> Any:
     """The ``mode`` of an ``F.interpolate``."""
     return node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
-
-
-def _is_one(size: Any) -> bool:
-    """Whether an adaptive pool's output size is 1 in every axis."""
-    return all(value == 1 for value in size) if isinstance(size, tuple) else size == 1
 
 
 def _function_name(target: Any) -> str:

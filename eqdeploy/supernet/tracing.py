@@ -12,10 +12,12 @@ from torch import Tensor, fx, nn
 
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.supernet.canonical import (
+    merge_bounds,
     pass_inputs_by_position,
     rename_clashing,
     replace_adaptive_pools,
     split_gated_activations,
+    split_padding,
     split_spatial_means,
     use_dropout_modules,
     use_float_bounds,
@@ -138,7 +140,9 @@ def _canonicalize(graph_module: fx.GraphModule) -> None:
     pass_inputs_by_position(graph)
     make_out_of_place(graph_module)
     use_dropout_modules(graph_module)
+    merge_bounds(graph_module)
     use_float_bounds(graph_module)
+    split_padding(graph_module)
     split_spatial_means(graph)
     replace_adaptive_pools(graph_module)
     split_gated_activations(graph_module)

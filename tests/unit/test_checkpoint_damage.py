@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 
 from eqdeploy.errors import CheckpointError
 from eqdeploy.supernet.checkpoint import METADATA_KEY, load_checkpoint, read_metadata, save_checkpoint
-from tests.unit.test_checkpoint_round_trip import build, describe, trained_supernet
+from tests.unit.checkpoint_support import build, describe, trained_supernet
 
 Json = dict[str, Any]
 

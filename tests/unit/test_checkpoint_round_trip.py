@@ -6,7 +6,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +21,15 @@ from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.checkpoint import (
     ArchitectureReference,
-    CheckpointMetadata,
     load_checkpoint,
-    metadata_of,
     read_metadata,
     save_checkpoint,
 )
 from eqdeploy.supernet.shapes import tensors_in
 from eqdeploy.supernet.supernet import Supernet
+from tests.unit.checkpoint_support import CASE, PREPROCESSING, build, describe, trained_supernet
 from tests.unit.supernet_models import CONVERTIBLE
-from tests.unit.supernet_parts import SPACE, Case, conv, made
-
-CASE = Case(lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)))
-PREPROCESSING = Preprocessing((8, 8), 3, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), resize_shorter_side=9)
-
-
-def build(name: str, arguments: Mapping[str, object]) -> nn.Module:
-    assert name == "test-model"
-    return CASE.make()
-
-
-def describe(supernet: Supernet, **changes: Any) -> CheckpointMetadata:
-    arguments: dict[str, Any] = {
-        "architecture": ArchitectureReference(name="test-model", arguments={"width": 4, "name": "a", "x": 0.5}),
-        "preprocessing": PREPROCESSING,
-        "augmentation": Augmentation(2, True),
-        "classes": ("cat", "hund", "猫"),
-        "provenance": {"seed": 3, "loss": 0.25, "note": "äöü", "resumed": False},
-        **changes,
-    }
-    return metadata_of(supernet, **arguments)
-
-
-def trained_supernet(seed: int = 0, space: ElasticSpace = SPACE) -> Supernet:
-    supernet = Supernet.from_float(made(CASE, seed), torch.zeros(2, *CASE.shape), space).eval()
-    supernet.initialize(torch.randn(16, *CASE.shape, generator=torch.Generator().manual_seed(seed)))
-    with torch.no_grad():
-        for index, parameter in enumerate(supernet.parameters()):
-            parameter.add_(0.01 * (index % 7))
-    return supernet
+from tests.unit.supernet_parts import SPACE, made
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
@@ -155,7 +124,7 @@ def test_a_model_of_your_own_must_be_passed(tmp_path: Path) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.unit.test_checkpoint_round_trip import describe, trained_supernet
+from tests.unit.checkpoint_support import describe, trained_supernet
 from eqdeploy.supernet.checkpoint import save_checkpoint
 supernet = trained_supernet()
 save_checkpoint(supernet, describe(supernet), Path(sys.argv[1]))

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import defs, helper
 from onnx.reference import ReferenceEvaluator
 
 from eqdeploy.validation.reference.graph import Operation
@@ -22,6 +24,9 @@ MOVES = frozenset(
     }
 )
 
+#: Operations that ONNX's reference implementation lacks, and that the standard defines by other operations.
+_DEFINED_BY_OTHERS = frozenset({"Gelu", "GroupNormalization"})
+
 _PadMode = Literal["constant", "reflect", "edge", "wrap"]
 
 
@@ -35,13 +40,36 @@ def evaluate(operation: Operation, arrays: Sequence[NDArray[Any] | None]) -> lis
     Raises:
         UnsupportedOperationError: If ONNX has no implementation or refuses the inputs.
     """
-    feeds = {name: array for name, array in zip(operation.inputs, arrays, strict=True) if name and array is not None}
     try:
-        evaluator = ReferenceEvaluator(operation.node, opsets={"": operation.opset})
-        results = list(evaluator.run(None, feeds))
+        body = _definition(operation, arrays)
+        names = operation.inputs if body is None else body.input
+        feeds = {name: array for name, array in zip(names, arrays, strict=False) if name and array is not None}
+        proto, opsets = (operation.node, {"": operation.opset}) if body is None else (body, None)
+        results = ReferenceEvaluator(proto, opsets=opsets).run(None, feeds, attributes={})
     except (NotImplementedError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise operation.unsupported(str(error)) from error
     return [np.asarray(result) for result in results]
+
+
+def _definition(operation: Operation, arrays: Sequence[NDArray[Any] | None]) -> onnx.FunctionProto | None:
+    """What an operation is in terms of simpler ones, where the standard defines it so and ONNX has no code for it."""
+    if operation.op_type not in _DEFINED_BY_OTHERS:
+        return None
+    schema = defs.get_schema(operation.op_type, operation.opset)
+    types = [
+        onnx.TypeProto()
+        if array is None
+        else helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for array in arrays
+    ]
+    version = max(schema.context_dependent_function_opset_versions)
+    body = onnx.FunctionProto()
+    body.ParseFromString(
+        schema.get_context_dependent_function_with_opset_version(
+            version, operation.node.SerializeToString(), [item.SerializeToString() for item in types]
+        )
+    )
+    return body
 
 
 def moves_of(operation: Operation, arguments: Sequence[NDArray[Any] | None], zero: int) -> list[Move] | None:
