@@ -26,6 +26,7 @@ from onnxscript import optimizer
 from torch import Tensor, fx, nn
 
 from eqdeploy.errors import UnsupportedOperationError
+from eqdeploy.freeze.constant_shapes import make_shapes_constant
 from eqdeploy.network import NetworkDescription, OpKind
 from eqdeploy.supernet.layers import ElasticLayer, ElasticLinear
 from eqdeploy.supernet.modes import evaluation_mode
@@ -115,6 +116,7 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
     # Only now: rewriting would lose the names of values.
     _remove_markers(model.graph)
     _use_global_average_pool(model.graph, supernet.network)
+    make_shapes_constant(model.graph)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     optimizer.remove_unused_nodes(model)
     _name_nodes(model.graph, supernet.network, parameters)

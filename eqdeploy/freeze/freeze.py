@@ -117,7 +117,8 @@ def _activation_encodings(
         elif tensor.source is EncodingSource.FIXED:
             owners[tensor.tensor] = _fixed(tensor)
     for name, encoding in owners.items():
-        owners[name] = _at_least(encoding, plan.minimum_scale, name, notes)
+        if plan.tensor[name].source is not EncodingSource.FIXED:
+            owners[name] = _at_least(encoding, plan.minimum_scale, name, notes)
     encodings: dict[str, Encoding] = {}
     for tensor in plan.tensors:
         if tensor.source is not EncodingSource.NONE:
@@ -154,7 +155,7 @@ def _at_least(encoding: Encoding, minimum: float, name: str, notes: list[str]) -
         return encoding
     notes.append(f"{name}: scale {float(encoding.scale):.3g} raised to the device's minimum {minimum:.3g}")
     scale = np.float32(minimum)
-    scale = scale if scale >= minimum else np.nextafter(scale, np.float32(np.inf))
+    scale = scale if float(scale) >= minimum else np.nextafter(scale, np.float32(np.inf))
     return replace(encoding, scale=np.asarray(scale, dtype=np.float32))
 
 

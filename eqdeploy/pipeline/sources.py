@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from eqdeploy.data import LabelledImages, Preprocessing, load_images
+from eqdeploy.data.references import DIGITS
 from eqdeploy.errors import CheckpointError, DataError, ProfileError
 from eqdeploy.files import read_bounded
 from eqdeploy.subnet import SubnetConfig
@@ -113,7 +114,7 @@ def load_image_sets(
         DataError: If images are missing, do not fit the network, or their classes are not the supernet's.
     """
     sets = ImageSets(
-        name=Path(reference).name,
+        name=reference if reference == DIGITS else Path(reference).resolve().name,
         calibration=load_images(reference, split="train", preprocessing=preprocessing, limit=calibration),
         held_out=load_images(reference, split="test", preprocessing=preprocessing),
     )

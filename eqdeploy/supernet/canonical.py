@@ -95,8 +95,10 @@ def merge_bounds(graph_module: fx.GraphModule) -> None:
     """Rewrite a ReLU or clip of a ReLU or clip as one: devices fuse one into the layer before it."""
     for node in list(graph_module.graph.nodes):
         outer, source = _constant_bounds(graph_module, node), node.args[0] if node.args else None
-        inner = _constant_bounds(graph_module, source) if isinstance(source, fx.Node) else None
-        if outer is None or inner is None or len(source.users) > 1:
+        if outer is None or not isinstance(source, fx.Node) or len(source.users) > 1:
+            continue
+        inner = _constant_bounds(graph_module, source)
+        if inner is None:
             continue
         low, high = (min(max(bound, outer[0]), outer[1]) for bound in inner)
         node.op, node.kwargs = "call_function", {}
@@ -234,6 +236,8 @@ def _adaptive_pool(module: nn.Module | None, node: fx.Node) -> _AdaptivePool | N
     if found is None or node.op == "call_method":
         return None
     axes, function = found
+    size: Any
+    returns_indices: Any
     if module is not None:
         size, returns_indices = module.output_size, getattr(module, "return_indices", False)
     else:
