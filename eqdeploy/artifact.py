@@ -8,13 +8,14 @@ it behind as ``.<name>.partial-…``, which nothing mistakes for a result and an
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from eqdeploy.errors import OutputError, ValidationError
+from eqdeploy.errors import EqDeployError, OutputError, ValidationError
 from eqdeploy.manifest import MANIFEST_FILE, read_manifest
 
 
@@ -51,8 +52,15 @@ def check_destination(directory: Path, *, force: bool) -> None:
     """
     try:
         occupied = _is_occupied(directory)
+        str(directory.resolve()).encode()
     except OSError as reason:
         raise _output_error(reason, directory) from reason
+    except UnicodeEncodeError as reason:
+        raise OutputError(
+            "ONNX opens only paths in UTF-8", where=str(directory), hint="choose another with --out"
+        ) from reason
+    except RuntimeError as reason:  # what resolve() raises before Python 3.13
+        raise OutputError("is a link that leads to itself", where=str(directory)) from reason
     if not occupied:
         return
     try:
@@ -90,13 +98,18 @@ def write_artifact(directory: Path, *, force: bool = False) -> Iterator[Path]:
         try:
             yield temporary
             _publish(temporary, destination, force=force)
+        except EqDeployError as error:
+            error.where = _as_destination(error.where, destination, directory)
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as reason:
         _remove_empty(made)
         if isinstance(reason.filename, str) and destination.parent not in Path(reason.filename).absolute().parents:
             raise  # a file that was read, not written
-        raise _output_error(reason, directory) from reason
+        refused = _output_error(reason, directory)
+        refused.where = _as_destination(refused.where, destination, directory)
+        raise refused from reason
     except BaseException:
         _remove_empty(made)
         raise
@@ -171,6 +184,12 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
         except OSError:
             return
+
+
+def _as_destination(where: str | None, destination: Path, directory: Path) -> str | None:
+    """Replace the hidden folder in the place of an error by the destination, which the user knows."""
+    hidden = re.escape(str(destination.parent / f".{destination.name}.partial-"))
+    return where and re.sub(f"{hidden}[^/]*", lambda _: str(directory), where)
 
 
 def _output_error(reason: OSError, directory: Path) -> OutputError:

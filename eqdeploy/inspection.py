@@ -6,6 +6,7 @@ Kinds are told by content, not by name. Of a checkpoint only the header is read.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def _inspect_checkpoint(path: Path, size: int) -> Inspection:
 def _metadata_facts(key: str, text: str) -> dict[str, Any]:
     """One entry of a checkpoint's metadata; a JSON object in it becomes one fact for each of its keys."""
     try:
-        value = json.loads(text, parse_constant=str)
+        value = json.loads(text, parse_constant=str, parse_float=_finite)
     except (ValueError, RecursionError):
         return {key: text}
     return {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: text}
@@ -217,7 +218,7 @@ def _inspect_json(path: Path, size: int) -> Inspection:
     """Summarize a JSON document: its kind and its top level."""
     content = read_bounded(path, MAXIMUM_JSON_BYTES, ValidationError)
     try:
-        document = json.loads(content, parse_constant=str)  # NaN is no JSON
+        document = json.loads(content, parse_constant=str, parse_float=_finite)  # NaN is no JSON
     except (ValueError, RecursionError) as reason:
         if path.suffix != ".json":
             raise _unknown_kind(path) from reason
@@ -264,6 +265,12 @@ def _encoding_facts(entries: Any) -> tuple[int, Scalar]:
     """Number of scales, and bits, of one entry of an encodings file."""
     listed = entries if isinstance(entries, list) else [entries]
     return len(listed), _scalar(listed[0], "bitwidth") if listed else None
+
+
+def _finite(text: str) -> float | str:
+    """A number of a JSON document; one beyond the range of a float stays as it is written."""
+    value = float(text)
+    return value if math.isfinite(value) else text
 
 
 def _scalar(entry: Any, key: str) -> Scalar:

@@ -131,6 +131,8 @@ def _enumerated(kinds: list[OpKind]) -> WithJsonSchema:
 
 
 Bits = Annotated[int, Field(ge=1, le=16)]
+#: Far inside float32: the product of two scales is still a normal number.
+Scale = Annotated[float, Field(ge=1e-18, le=1e18)]
 Text = Annotated[str, Field(min_length=1)]
 Operator = Annotated[
     OpKind,

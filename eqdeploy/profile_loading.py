@@ -21,6 +21,8 @@ from eqdeploy.profile_schema import DeviceProfile
 
 #: Keys by which a profile is known; they are never inherited.
 OWN_KEYS = ("schema", "name", "description")
+#: Nobody can follow a longer chain of ``inherits``.
+MAXIMUM_ANCESTORS = 16
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -111,6 +113,8 @@ def _load_merged(path: Path, *, chain: tuple[Path, ...]) -> _Content:
     if path.resolve() in (earlier.resolve() for earlier in chain):
         names = " -> ".join(str(file) for file in (*chain, path))
         raise ProfileError(f"inherits from itself: {names}", where=str(chain[-1]))
+    if len(chain) >= MAXIMUM_ANCESTORS:
+        raise ProfileError(f"inherits over more than {MAXIMUM_ANCESTORS} files", where=str(chain[0]))
     document = read_document(path)
     own = _Content(str(path), document.data, {key: f"{path}:{line}" for key, line in document.lines.items()})
     if "inherits" not in own.data:

@@ -29,6 +29,7 @@ from eqdeploy.profile_fields import (
     OperatorList,
     ResidualAdd,
     Rounding,
+    Scale,
     ScaleConstraint,
     Storage,
     SymmetryChoices,
@@ -170,9 +171,12 @@ class Activations(_Model):
     residual_add: ResidualAdd = Field(default=ResidualAdd.BOTH, description="Which inputs of an addition do.")
     network_output: bool = Field(description="Whether the network's output carries an encoding.")
     scale: ScaleConstraint = Field(default=ScaleConstraint.ANY, description="Constraint on scales.")
-    minimum_scale: float = Field(default=0.0, ge=0, description="Smallest scale that the device accepts.")
+    minimum_scale: float = Field(default=0.0, ge=0, le=1e18, description="Smallest scale that the device accepts.")
     minimum_range: float = Field(
-        default=0.0, ge=0, description="Smallest distance of the smallest and the largest real value of an encoding."
+        default=0.0,
+        ge=0,
+        le=1e18,
+        description="Smallest distance of the smallest and the largest real value of an encoding.",
     )
     operators: Mapping[OpKind, ActivationOverride] = Field(
         default={}, description="Differences by the operator that produces the tensor."
@@ -205,7 +209,7 @@ class FixedRule(_Model):
 
     bits: Bits = 8
     storage: Storage
-    scale: float = Field(gt=0)
+    scale: Scale
     zero_point: int
 
     @model_validator(mode="after")

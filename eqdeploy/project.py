@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from eqdeploy.errors import UsageError
 from eqdeploy.requests import (
     DEFAULT_DATA,
     DEFAULT_OUTPUT,
     DEFAULT_SUPERNET,
+    MAXIMUM_SEED,
     EvaluateRequest,
     ExportRequest,
     Gates,
@@ -33,7 +34,14 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Text = Annotated[str, Field(min_length=1)]
+def _plain(value: str) -> str:
+    """Refuse what no name and no path holds on purpose."""
+    if not value.isprintable():
+        raise ValueError("must not hold control characters")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_plain)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -60,7 +68,7 @@ class ProjectSettings(BaseModel):
     output: Text | None = None
     min_accuracy: Fraction | None = None
     max_drop: Fraction | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAXIMUM_SEED)] | None = None
 
     def override(
         self,
@@ -74,7 +82,11 @@ class ProjectSettings(BaseModel):
         max_drop: float | None = None,
         seed: int | None = None,
     ) -> ProjectSettings:
-        """Return these settings with every argument that was given in place of the key of that name."""
+        """Return these settings with every argument that was given in place of the key of that name.
+
+        Raises:
+            UsageError: If an argument is the empty text that an unset variable of a shell leaves.
+        """
         given = {
             "supernet": supernet,
             "model": model,
@@ -85,6 +97,9 @@ class ProjectSettings(BaseModel):
             "max_drop": max_drop,
             "seed": seed,
         }
+        for key, value in given.items():
+            if value == "":
+                raise UsageError("is empty", where="--out" if key == "output" else f"--{key}", hint="leave it out")
         return self.model_copy(update={key: value for key, value in given.items() if value is not None})
 
     @property

@@ -15,6 +15,9 @@ DEFAULT_DATA = "digits"
 #: Folder that receives one folder per profile.
 DEFAULT_OUTPUT = Path("build")
 
+#: Largest seed that every generator of random numbers takes.
+MAXIMUM_SEED = (1 << 63) - 1
+
 #: Images from which BatchNorm statistics and ranges are estimated.
 CALIBRATION_IMAGES = 1024
 

@@ -94,7 +94,10 @@ def load_proto(path: Path) -> onnx.ModelProto:
         ValidationError: If the file is missing, truncated, refers to files elsewhere, or is not a valid model.
     """
     try:
+        str(path).encode()
         model = onnx.load(path, load_external_data=False)
+    except UnicodeEncodeError as error:
+        raise ValidationError("ONNX opens only paths in UTF-8", where=str(path)) from error
     except OSError as error:
         raise ValidationError(f"cannot read: {error.strerror or error}", where=str(path)) from error
     except DecodeError as error:

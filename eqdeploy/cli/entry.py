@@ -73,6 +73,7 @@ def _run(arguments: list[str], session: Session) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
+        session.json_target = None  # what failed once is not tried again
         where = error.filename or "standard output"
         raise OutputError(error.strerror or "cannot be written to", where=str(where)) from error
     if failure is None:
@@ -83,12 +84,14 @@ def _run(arguments: list[str], session: Session) -> int:
 
 def _fail(session: Session, failure: Failure) -> int:
     """Show a failure that left no answer."""
-    sys.stderr.write(failure.line + "\n")
-    try:
-        _write_document(session, failure, None)
-        sys.stdout.flush()
-    except OSError as error:
-        sys.stderr.write(explain(error).line + "\n")
+    line = failure.line
+    if session.json_target is not None:
+        try:
+            _write_document(session, failure, None)
+            sys.stdout.flush()
+        except OSError as error:
+            line += f"; and {explain(error).line.removeprefix('error: ')}"
+    sys.stderr.write(line + "\n")
     return failure.exit_code
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from eqdeploy.cli.session import Session
+from eqdeploy.requests import MAXIMUM_SEED
 
 
 def fraction(text: str) -> float:
@@ -89,6 +90,7 @@ MaxDrop = Annotated[
     ),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of every random choice. [default: 0]")
+    int | None,
+    typer.Option("--seed", metavar="N", min=0, max=MAXIMUM_SEED, help="Seed of every random choice. [default: 0]"),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier run wrote.")]

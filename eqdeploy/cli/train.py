@@ -10,7 +10,7 @@ import typer
 
 from eqdeploy.cli import options
 from eqdeploy.cli.session import Answer, Session
-from eqdeploy.requests import TrainRequest
+from eqdeploy.requests import MAXIMUM_SEED, TrainRequest
 
 
 def train(
@@ -25,7 +25,13 @@ def train(
     data: options.Data = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, help="Seed of every random choice. [default: the configuration's]"),
+        typer.Option(
+            "--seed",
+            metavar="N",
+            min=0,
+            max=MAXIMUM_SEED,
+            help="Seed of every random choice. [default: the configuration's]",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
     force: options.Force = False,

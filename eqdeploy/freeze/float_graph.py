@@ -26,11 +26,14 @@ from onnxscript import optimizer
 from torch import Tensor, fx, nn
 
 from eqdeploy.errors import UnsupportedOperationError
+from eqdeploy.freeze.agreement import check_agreement, folded_values
 from eqdeploy.freeze.constant_shapes import make_shapes_constant
+from eqdeploy.freeze.group_norm import split_group_normalization
 from eqdeploy.network import NetworkDescription, OpKind
 from eqdeploy.supernet.layers import ElasticLayer, ElasticLinear
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.operations import ELASTIC_MODULES, vanishes
+from eqdeploy.supernet.shapes import batch_leads
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
 
 OPSET = 21
@@ -85,7 +88,7 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
     each node is named after the tensor that it helps to compute, the batch axis is symbolic.
 
     Raises:
-        UnsupportedOperationError: If torch cannot express an operation in ONNX.
+        UnsupportedOperationError: If torch cannot express an operation in ONNX, or writes it as another function.
     """
     module = _marked_module(supernet)
     example = torch.zeros((2, *supernet.input_shape))
@@ -116,12 +119,15 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
     # Only now: rewriting would lose the names of values.
     _remove_markers(model.graph)
     _use_global_average_pool(model.graph, supernet.network)
+    split_group_normalization(model.graph)
     make_shapes_constant(model.graph)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     optimizer.remove_unused_nodes(model)
     _name_nodes(model.graph, supernet.network, parameters)
     _strip(model)
-    return FloatGraph(model)
+    graph = FloatGraph(model)
+    check_agreement(supernet, graph.filled(folded_values(supernet)))
+    return graph
 
 
 def mark(x: Tensor, name: str) -> Tensor:
@@ -149,7 +155,7 @@ def _marked_module(supernet: Supernet) -> fx.GraphModule:
             continue
         tensor = network.tensor.get(node.name)
         if tensor is not None and tensor.op is OpKind.RESHAPE:
-            values[node] = graph.call_function(torch.reshape, (values[node.args[0]], (-1, *tensor.shape)))
+            values[node] = _reshape(graph, node, tensor.shape, values)
         else:
             values[node] = graph.node_copy(node, lambda argument: values[argument])
         inside_fold = tensor is not None and tensor.layer in biased
@@ -168,6 +174,16 @@ def _marked_module(supernet: Supernet) -> fx.GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
+
+
+def _reshape(graph: fx.Graph, node: fx.Node, shape: tuple[int, ...], values: Mapping[Any, Any]) -> fx.Node:
+    """Reshape to constant sizes behind the batch; as the model says where the batch is not the first axis."""
+    if batch_leads(node):
+        return graph.call_function(torch.reshape, (values[node.args[0]], (-1, *shape)))
+    copied = graph.node_copy(node, lambda argument: values[argument])
+    if copied.target == "view":  # what made the tensor contiguous has vanished
+        copied.target = "reshape"
+    return copied
 
 
 def _plain(module: nn.Module, *, with_bias: bool) -> nn.Module:

@@ -86,7 +86,7 @@ def fold(
     if plan.folding is None and not bool(np.all(affine.gain == 1.0)):
         raise ValueError(f"{layer.name}: the plan does not say how BatchNorm is folded")
     codes = trained.quantize(weight)
-    target = trained.dequantize(codes).astype(np.float64) * _expand(affine.gain, layer)
+    target = trained.dequantize(codes).astype(np.float64) * expand(affine.gain, layer)
     if plan.folding is None:
         result = FoldedWeight(codes, trained, _report(layer, "none", exact=True))
     elif plan.folding is BatchNormFolding.INTO_SCALE and not _gain_needs_groups(layer):
@@ -221,7 +221,7 @@ def _gain_needs_groups(layer: LayerInfo) -> bool:
     return layer.op is OpKind.CONV_TRANSPOSE and layer.groups > 1
 
 
-def _expand(gain: NDArray[np.float64], layer: LayerInfo) -> NDArray[np.float64]:
+def expand(gain: NDArray[np.float64], layer: LayerInfo) -> NDArray[np.float64]:
     """Shape a gain per output channel so that it multiplies the weight."""
     trailing = (1,) * (len(layer.weight_shape) - 2)
     if layer.op is OpKind.CONV_TRANSPOSE:

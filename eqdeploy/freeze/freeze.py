@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from eqdeploy.calibration.ranges import calibrate_encodings
 from eqdeploy.errors import ProfileError, ValidationError
+from eqdeploy.freeze.affine import channel_affine, to_numpy
 from eqdeploy.freeze.float_graph import FloatGraph
 from eqdeploy.freeze.folding import ChannelAffine, fit_bias, fold
 from eqdeploy.network import LayerInfo, OpKind, TensorInfo
@@ -172,8 +173,8 @@ def _freeze_layer(supernet: Supernet, layer: LayerInfo, plan: DevicePlan, source
     """Fold and quantize one layer."""
     module = supernet.graph_module.get_submodule(layer.name)
     weight_plan = plan.weight[layer.name]
-    weight = _numpy(module.weight)
-    affine = _channel_affine(supernet, layer, module)
+    weight = to_numpy(module.weight)
+    affine = _channel_affine(supernet, layer)
     folded = fold(
         weight, supernet.weight_quantizer(layer.name).encoding(weight_plan.trained), affine, layer, weight_plan
     )
@@ -203,29 +204,24 @@ def _takes_integer_bias(supernet: Supernet, layer: LayerInfo) -> bool:
     return layer.op is not OpKind.LINEAR or len(supernet.network.tensor[layer.input_tensor].shape) == 1
 
 
-def _channel_affine(supernet: Supernet, layer: LayerInfo, module: nn.Module) -> ChannelAffine:
-    """BatchNorm and bias of a layer as gain and shift, in float64."""
-    channels = layer.weight_shape[1] * layer.groups if layer.op is OpKind.CONV_TRANSPOSE else layer.weight_shape[0]
-    bias = _optional(module, "bias", np.zeros(channels))
+def _channel_affine(supernet: Supernet, layer: LayerInfo) -> ChannelAffine:
+    """BatchNorm and bias of a layer as gain and shift, in float64.
+
+    Raises:
+        ValidationError: If BatchNorm makes one not finite or too large for float32.
+    """
+    affine = channel_affine(supernet, layer)
     if layer.batch_norm is None:
-        return ChannelAffine(np.ones(channels), bias)
-    norm = supernet.graph_module.get_submodule(layer.batch_norm)
-    mean, variance = (_numpy(value).astype(np.float64) for value in (norm.running_mean, norm.running_var))
-    gamma, beta = _optional(norm, "weight", np.ones(channels)), _optional(norm, "bias", np.zeros(channels))
-    epsilon = norm.eps
-    assert isinstance(epsilon, float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gain = gamma / np.sqrt(variance + epsilon)
-        shift = beta + (bias - mean) * gain
-    usable = (np.abs(gain) < _LARGEST_GAIN) & (np.abs(shift) < _LARGEST_GAIN)  # false for NaN
+        return affine
+    usable = (np.abs(affine.gain) < _LARGEST_GAIN) & (np.abs(affine.shift) < _LARGEST_GAIN)  # false for NaN
     if not usable.all():
+        worst = int(np.argmin(usable))
         raise ValidationError(
-            f"channel {int(np.argmin(usable))} has gain {gain[np.argmin(usable)]:.3g} and bias "
-            f"{shift[np.argmin(usable)]:.3g} after calibration",
+            f"channel {worst} has gain {affine.gain[worst]:.3g} and bias {affine.shift[worst]:.3g} after calibration",
             where=layer.batch_norm,
             hint="its variance is zero or its parameters are damaged",
         )
-    return ChannelAffine(gain, shift)
+    return affine
 
 
 def _integer_bias(
@@ -251,16 +247,4 @@ def _integer_bias(
 def _other_values(supernet: Supernet, graph: FloatGraph) -> dict[str, NDArray[Any]]:
     """Current values of parameters that stay float, such as those of a BatchNorm that cannot be folded."""
     known = set(graph.initializer_names)
-    return {name: _numpy(value) for name, value in supernet.graph_module.state_dict().items() if name in known}
-
-
-def _optional(module: nn.Module, name: str, default: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A parameter in float64, or the default where the module has none."""
-    parameter = getattr(module, name, None)
-    return default if parameter is None else _numpy(parameter).astype(np.float64)
-
-
-def _numpy(tensor: Any) -> NDArray[Any]:
-    """A parameter or buffer as an array."""
-    assert isinstance(tensor, Tensor)
-    return np.asarray(tensor.detach().cpu().numpy())
+    return {name: to_numpy(value) for name, value in supernet.graph_module.state_dict().items() if name in known}

@@ -22,7 +22,7 @@ def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluationResult:
     """Measure top-1 accuracy.
 
     Raises:
-        UsageError: If a target is given together with a profile or a subnet.
+        UsageError: If the target does not exist, or is given together with a profile or a subnet.
         DataError: If the data are missing, unlabelled or do not fit.
         CheckpointError: If the supernet cannot be loaded.
         ProfileError: If profile or subnet are invalid or cannot be served.
@@ -40,10 +40,17 @@ def _evaluate_file(request: EvaluateRequest, target: Path, progress: Progress) -
     if target.is_dir():
         folder, path = target, target / MODEL_FILE
         preprocessing = read_configuration(folder).preprocessing_of(where=str(folder))
+    elif not target.is_file():
+        problem = "is not a plain file" if target.exists() else "no such file or folder"
+        raise UsageError(problem, where=str(target), hint="name an artifact or an ONNX model")
     else:
         path = target
         with progress.stage(f"loading {request.supernet}"):
             preprocessing = load_supernet(request.supernet, request.model).checkpoint.preprocessing
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("ONNX Runtime opens only paths in UTF-8", where=str(path)) from error
     images = load_data(request.data, split="test", preprocessing=preprocessing)
     row = measure(EXPORTED, onnx_classifier(path), images, preprocessing, progress)
     rows = () if row is None else (row,)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eqdeploy.artifact import artifact_directory, check_destination, write_artifact
 from eqdeploy.encoding_table import write_encodings
-from eqdeploy.errors import UsageError
+from eqdeploy.errors import ProfileError, UsageError
 from eqdeploy.exporters.contract import Exporter, export_checked, get_exporter
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
 from eqdeploy.manifest import Provenance, write_manifest
@@ -63,7 +63,7 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     """
     profiles = [load_profile(reference) for reference in request.profiles]
     _refuse_equal_names(profiles)
-    exporters = [get_exporter(profile.export.format) for profile in profiles]
+    exporters = [_exporter_of(profile) for profile in profiles]
     directories = [artifact_directory(request.output, profile.name) for profile in profiles]
     for directory in directories:
         check_destination(directory, force=request.force)
@@ -91,6 +91,15 @@ def _refuse_equal_names(profiles: Sequence[DeviceProfile]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two profiles are called {name!r}", where="--profile", hint="export them one at a time")
+
+
+def _exporter_of(profile: DeviceProfile) -> Exporter:
+    """The exporter that a profile names."""
+    try:
+        return get_exporter(profile.export.format)
+    except ProfileError as error:
+        where = error.where or f"{profile.name}: export.format"
+        raise ProfileError(error.message, where=where, hint=error.hint) from error
 
 
 def _measure_float(
@@ -169,6 +178,10 @@ def _provenance(source: _Source, target: _Target) -> Provenance:
 def _write_model(target: _Target, model: QuantizedModel, folder: Path) -> None:
     """Write the device's files, and the QDQ model that is proved if the format has none."""
     opset = target.profile.runtime.opset
-    written = export_checked(target.exporter, model, folder, {"opset": opset, **target.profile.export.options})
+    try:
+        written = export_checked(target.exporter, model, folder, {"opset": opset, **target.profile.export.options})
+    except ProfileError as error:  # an exporter knows options and tensors, not whose they are
+        where = ": ".join(filter(None, (target.profile.name, error.where)))
+        raise ProfileError(error.message, where=where, hint=error.hint) from error
     if MODEL_FILE not in written:
         get_exporter("onnx_qdq").export(model, folder, {"opset": opset})

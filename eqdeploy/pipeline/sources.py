@@ -113,8 +113,9 @@ def load_image_sets(
     Raises:
         DataError: If images are missing, do not fit the network, or their classes are not the supernet's.
     """
+    name = reference if reference == DIGITS else Path(reference).resolve().name
     sets = ImageSets(
-        name=reference if reference == DIGITS else Path(reference).resolve().name,
+        name=name.encode(errors="backslashreplace").decode(),  # a name that is no UTF-8 cannot stand in a JSON file
         calibration=load_images(reference, split="train", preprocessing=preprocessing, limit=calibration),
         held_out=load_images(reference, split="test", preprocessing=preprocessing),
     )

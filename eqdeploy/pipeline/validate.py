@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from eqdeploy.encoding_table import check_encodings
-from eqdeploy.errors import CheckpointError, ValidationError
+from eqdeploy.errors import CheckpointError, DataError, ValidationError
 from eqdeploy.exporters.contract import check_round_trip, get_exporter
 from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.manifest import verify_manifest
@@ -48,6 +48,11 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
         tuple(configuration.classes),
         calibration=configuration.calibration_images,
     )
+    same_images = images.digest == stored.provenance.data_digest
+    if request.data is None and not same_images:
+        raise DataError(
+            "holds other images than those of the export", where=configuration.data, hint="name the images with --data"
+        )
     others = _measure_others(directory, request, configuration, stored, images, progress)
     proof = prove(
         Subject(model=model, directory=directory, preprocessing=configuration.preprocessing_of(where=str(directory))),
@@ -63,6 +68,7 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
             "parity": proof.parity,
             "accuracy": proof.accuracy,
             "operators": proof.operators,
+            "notes": stored.notes if same_images else (*stored.notes, f"proved on other images: {images.name}"),
         }
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import fx, nn
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.network import OpKind
 from eqdeploy.supernet.operations import classify, module_of, spatial_mean_keeps_axes
-from eqdeploy.supernet.shapes import tensor_shape
+from eqdeploy.supernet.shapes import tensor_dtype, tensor_shape
 
 _DROPOUT_MODULES: Mapping[Callable[..., Any], type[nn.Module]] = {
     F.dropout: nn.Dropout,
@@ -37,6 +38,10 @@ class _AdaptivePool:
         """Number of axes that are pooled."""
         return len(self.output_size)
 
+
+#: Multiplications and divisions, which change nothing with one; additions and subtractions, with zero.
+_FACTORS = frozenset({operator.mul, operator.truediv, torch.mul, torch.div, "mul", "div"})
+_TERMS = frozenset({operator.add, operator.sub, torch.add, torch.sub, "add", "sub"})
 
 _AVERAGES = (F.avg_pool1d, F.avg_pool2d)
 
@@ -89,6 +94,22 @@ def use_float_bounds(graph_module: fx.GraphModule) -> None:
         elif module is None:
             node.args = tuple(float(value) if type(value) is int else value for value in node.args)
             node.kwargs = {key: float(value) if type(value) is int else value for key, value in node.kwargs.items()}
+
+
+def remove_no_ops(graph_module: fx.GraphModule) -> None:
+    """Remove operations that return their input: whole slices, empty padding, multiplication by one.
+
+    Runtimes remove them, too, and then merge the quantizers before and behind them into one of another scale.
+    """
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        source = _unchanged(node)
+        if source is None:
+            continue
+        alike = tensor_shape(source) == tensor_shape(node) is not None
+        if alike and tensor_dtype(source) == tensor_dtype(node):
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
 
 
 def merge_bounds(graph_module: fx.GraphModule) -> None:
@@ -218,6 +239,37 @@ def _replace(node: fx.Node, other: fx.Node) -> None:
     other.meta = {**node.meta, **other.meta}
     node.replace_all_uses_with(other)
     node.graph.erase_node(node)
+
+
+def _unchanged(node: fx.Node) -> fx.Node | None:
+    """The input that an operation returns if the shapes are the same, too; None if it computes something."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    arguments, target = list(node.args), node.target
+    if target in (torch.cat, torch.concat) and isinstance(arguments[0], list | tuple):
+        return arguments[0][0] if len(arguments[0]) == 1 and isinstance(arguments[0][0], fx.Node) else None
+    if target in (operator.mul, torch.mul, "mul") and not isinstance(arguments[0], fx.Node):
+        arguments.reverse()
+    source, others = arguments[0] if arguments else None, arguments[1:]
+    if not isinstance(source, fx.Node):
+        return None
+    if target is operator.getitem:
+        index = others[0] if isinstance(others[0], tuple) else (others[0],)
+        unchanged = all(item is Ellipsis or _has_constant_bounds(item) for item in index)
+    elif target in _FACTORS or target in _TERMS:
+        unchanged = not node.kwargs and others == [1 if target in _FACTORS else 0]
+    elif target is F.pad:
+        unchanged = bool(others) and isinstance(others[0], list | tuple) and not any(others[0])
+    else:
+        unchanged = target in ("expand", "expand_as", "narrow", "repeat", torch.narrow)
+    return source if unchanged else None
+
+
+def _has_constant_bounds(index: Any) -> bool:
+    """Whether an index is a slice between constants."""
+    return isinstance(index, slice) and not any(
+        isinstance(bound, fx.Node) for bound in (index.start, index.stop, index.step)
+    )
 
 
 def _constant_bounds(graph_module: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:

@@ -196,7 +196,8 @@ def load_checkpoint(
 def _read(path: Path, action: Callable[[Any], Any]) -> Any:
     """Open a safetensors file and do something with it."""
     if not path.is_file():
-        problem = "is a folder, not a file" if path.is_dir() else "no such file"
+        problem = "is not a plain file" if path.exists() else "no such file"
+        problem = "is a folder, not a file" if path.is_dir() else problem
         raise CheckpointError(problem, where=str(path))
     try:
         with safe_open(str(path), framework="pt") as stream:

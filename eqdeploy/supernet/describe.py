@@ -200,18 +200,22 @@ def _foldable_batch_norm(
 
 def _macs(draft: _Draft, drafts: dict[str, _Draft], weight_shape: tuple[int, ...]) -> int:
     """Multiply-accumulate operations of a layer for one image."""
-    shape = (tensor_shape(draft.node) or ())[1:]
-    if draft.operation.kind is OpKind.CONV_TRANSPOSE:
-        source = (tensor_shape(drafts[draft.inputs[0]].node) or ())[1:]
-        return math.prod(source) * math.prod(weight_shape[1:])
-    return math.prod(shape) * math.prod(weight_shape[1:])
+    first = next(iter(drafts.values()))  # the network's input
+    batch = (tensor_shape(first.node) or (1,))[0]
+    # Each output of a layer sums over one filter; each input of a transposed one is spread over one.
+    counted = drafts[draft.inputs[0]] if draft.operation.kind is OpKind.CONV_TRANSPOSE else draft
+    return math.prod(tensor_shape(counted.node) or ()) // batch * math.prod(weight_shape[1:])
 
 
 def _refuse_shared_layers(graph_module: fx.GraphModule) -> None:
     """Refuse layers that are called twice and weights that two layers share."""
     seen: dict[str, fx.Node] = {}
     owners: dict[int, str] = {}
-    read_directly = {str(node.target).rpartition(".")[0] for node in graph_module.graph.nodes if node.op == "get_attr"}
+    read_directly = {
+        str(node.target).rpartition(".")[0]
+        for node in graph_module.graph.nodes
+        if node.op == "get_attr" and any(holds_tensor(user) for user in node.users)  # its device may be asked for
+    }
     for node in graph_module.graph.nodes:
         if classify(graph_module, node).kind not in LAYER_KINDS:
             continue

@@ -14,6 +14,7 @@ from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.supernet.canonical import (
     merge_bounds,
     pass_inputs_by_position,
+    remove_no_ops,
     rename_clashing,
     replace_adaptive_pools,
     split_gated_activations,
@@ -22,10 +23,11 @@ from eqdeploy.supernet.canonical import (
     use_dropout_modules,
     use_float_bounds,
 )
+from eqdeploy.supernet.functional_norm import use_batch_norm_modules
 from eqdeploy.supernet.in_place import make_out_of_place
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.operations import ELASTIC_MODULES
-from eqdeploy.supernet.shapes import propagate_shapes, tensors_in
+from eqdeploy.supernet.shapes import propagate_shapes, run_another_batch, tensors_in
 
 #: Largest difference between the model and its canonical graph, relative to the largest output.
 _TOLERANCE = 1e-3
@@ -86,7 +88,7 @@ def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
     propagate_shapes(graph_module, example_input)
     _canonicalize(graph_module)
     propagate_shapes(graph_module, example_input)
-    _compare(expected, _run(graph_module, probe), type(model).__name__)
+    _compare(expected, run_another_batch(graph_module, probe), type(model).__name__)
     for name, module in graph_module.named_modules():
         module.training = modes.get(name, modes[""])
     return graph_module
@@ -139,7 +141,9 @@ def _canonicalize(graph_module: fx.GraphModule) -> None:
     graph = graph_module.graph
     pass_inputs_by_position(graph)
     make_out_of_place(graph_module)
+    remove_no_ops(graph_module)
     use_dropout_modules(graph_module)
+    use_batch_norm_modules(graph_module)
     merge_bounds(graph_module)
     use_float_bounds(graph_module)
     split_padding(graph_module)

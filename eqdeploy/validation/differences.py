@@ -156,9 +156,11 @@ class Examiner:
         arises = differs & (batch.observed[name] != local)
         counts = {Kind.PROPAGATED: int(differs.sum() - arises.sum())}
         if arises.any():
-            rows = np.flatnonzero(arises.reshape(len(arises), -1).any(axis=1))
-            left = arises[rows]
-            for kind, mask in self._explanations(name, batch.only(rows), local[rows]):
+            left = arises
+            if batch.is_separable((name, *self._graph.region_inputs(name))):
+                rows = np.flatnonzero(arises.reshape(len(arises), -1).any(axis=1))
+                left, local, batch = arises[rows], local[rows], batch.only(rows)
+            for kind, mask in self._explanations(name, batch, local):
                 counts[kind] = int((left & mask).sum())
                 left &= ~mask
                 if not left.any():
@@ -207,9 +209,15 @@ class _Batch:
     observed: Mapping[str, NDArray[Any]]
     walk: Walk[ExactValue]
 
+    def is_separable(self, names: Collection[str]) -> bool:
+        """Whether these tensors hold one entry per image, or one for all images because no image matters to them."""
+        return all(len(self.observed[name]) in (1, len(self.images)) for name in names)
+
     def only(self, rows: NDArray[np.intp]) -> _Batch:
-        """Some of the images."""
-        return _Batch(self.images[rows], {name: codes[rows] for name, codes in self.observed.items()}, self.walk)
+        """Some of the images; tensors that are not separable are left whole."""
+        images = len(self.images)
+        observed = {name: codes[rows] if len(codes) == images else codes for name, codes in self.observed.items()}
+        return _Batch(self.images[rows], observed, self.walk)
 
 
 def with_rounded_biases(graph: Graph) -> QuantizedModel | None:

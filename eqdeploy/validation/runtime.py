@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from eqdeploy.errors import RuntimeRefusedError
-from eqdeploy.validation.qdq_file import ActivationChain, QdqFile
+from eqdeploy.validation.qdq_file import QUANTIZE, ActivationChain, QdqFile
 
 
 class Level(StrEnum):
@@ -314,7 +314,8 @@ def _value_after_fusion(fused: OptimizedGraph, file: QdqFile, chain: ActivationC
         producer = file.producers.get(producer.input[0]) if absorbed else None
     for node in fused.nodes:
         if node.name in names and node.outputs[0].startswith(_STORED_UNSIGNED):
-            return node.outputs[0]
+            moved = node.op_type == QUANTIZE and node.inputs[0] != chain.quantize.input[0]  # before a Transpose, say
+            return None if moved else node.outputs[0]
     return None
 
 

@@ -47,6 +47,15 @@ def header(text: bytes, length: int | None = None, body: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text + body
 
 
+def test_numbers_beyond_a_float_stay_as_they_are_written(tmp_path: Path, eqdeploy: Run) -> None:
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "net.safetensors", metadata={"eqdeploy": '{"x": [1e999]}'})
+    (tmp_path / "report.json").write_text('{"x": -1e999}')
+    for name, facts in (("net.safetensors", {"tensors": 1, "eqdeploy.x": ["1e999"]}), ("report.json", {"x": "-1e999"})):
+        done = eqdeploy("inspect", name, "--json", "-")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["result"]["facts"] == facts
+
+
 @pytest.mark.parametrize(
     "content",
     [

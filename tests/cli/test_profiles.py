@@ -29,6 +29,15 @@ def test_what_is_shown_is_a_profile_file_of_the_same_meaning(eqdeploy: Run, tmp_
     assert document["digest"] == load_profile(name).digest
 
 
+def test_an_exporter_that_does_not_exist(eqdeploy: Run, tmp_path: Path) -> None:
+    (tmp_path / "npu.yaml").write_text(
+        "inherits: snpe-dsp\nschema: 1\nname: npu\ndescription: d\nexport: {format: onnx-qdq}\n"
+    )
+    done = eqdeploy("export", "--profile", "npu.yaml")
+    assert (done.returncode, done.stdout) == (10, "")
+    assert done.stderr == "error: npu: export.format: there is no exporter 'onnx-qdq' (did you mean 'onnx_qdq'?)\n"
+
+
 def test_validate(eqdeploy: Run, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("schema: 1\nname: own\ndescription: Ours.\ninherits: snpe-dsp\n")

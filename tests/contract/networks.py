@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from eqdeploy.plan import BiasFormat
+from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.testing import ModelBuilder, SampleForms
@@ -136,6 +137,16 @@ def unlucky_names() -> QuantizedModel:
     return b.build(b.encode("x_dequantized"))
 
 
+def clip_of_codes() -> QuantizedModel:
+    """A clip behind an encoded tensor, with an encoding of another scale that ends where the clip does."""
+    b = ModelBuilder(EXACT)
+    x = b.encode(b.input("x", 3, 6, 6))
+    conv = b.encode(b.layer("conv", "Conv", x, (4, 3, 3, 3), bias=4, kernel_shape=[3, 3]))
+    clip = b.clip("clip", conv, 0.0, 1.0)
+    b.encode(clip, encoding=Encoding.per_tensor(0.0078125, 0, 0, 128, 8, signed=False))
+    return b.build(b.encode(b.layer("head", "Conv", clip, (2, 4, 1, 1), bias=2, kernel_shape=[1, 1])))
+
+
 NETWORKS: dict[str, Callable[[], QuantizedModel]] = {
     function.__name__: function
     for function in (
@@ -149,6 +160,7 @@ NETWORKS: dict[str, Callable[[], QuantizedModel]] = {
         matrix_layers,
         transposed_weight,
         clips,
+        clip_of_codes,
         unlucky_names,
     )
 }

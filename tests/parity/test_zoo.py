@@ -61,7 +61,8 @@ def test_every_profile_is_proved(name: str, tmp_path: Path) -> None:
         model = freeze(supernet, plan, graph, samples)
         folder = tmp_path / profile_name
         folder.mkdir()
-        export_checked(get_exporter(profile.export.format), model, folder, profile.export.options)
+        options = {"opset": profile.runtime.opset, **profile.export.options}
+        export_checked(get_exporter(profile.export.format), model, folder, options)
 
         static = check_static(model, folder / "model.onnx")
         assert static.passed, f"{profile_name}: {static.summary}"

@@ -10,6 +10,7 @@ from tests.unit.supernet_parts import (
     Case,
     DoubledConv,
     Net,
+    NormWithActivation,
     OptionalArguments,
     Unused,
     attention,
@@ -21,8 +22,8 @@ from tests.unit.supernet_parts import (
     conv,
     conv1d,
     decoder,
-    dropout,
     detached_branch,
+    dropout,
     dtypes_and_copies,
     functional_activations,
     inplace_functions,
@@ -33,10 +34,12 @@ from tests.unit.supernet_parts import (
     overwrites_input,
     parameter,
     parameters,
+    pixels_in_the_batch,
     read_by_layer_and_norm,
     read_by_two_norms,
     returns_raw_output_too,
     sequence,
+    sequence_first,
     shortcut_after_inplace_relu,
     size_between_conv_and_norm,
     skip_connection,
@@ -186,6 +189,15 @@ CONVERTIBLE: dict[str, Case] = {
             relu=conv(4, 4),
         )
     ),
+    "names that torch's exporter gives to helpers": Case(
+        lambda: Net(
+            lambda m, x: m.val_2(F.relu(m.val_1(F.relu(m.val_0(x))))),
+            val_0=nn.Linear(16, 6),
+            val_1=nn.Linear(6, 6),
+            val_2=nn.Linear(6, 3),
+        ),
+        (5, 16),
+    ),
     "methods named like attributes of modules": Case(lambda: Net(dtypes_and_copies, a=conv(), b=conv(4, 4))),
     "detached branch": Case(lambda: Net(detached_branch, a=conv(), b=conv(4, 4), c=conv(4, 4))),
     "names that are no identifiers": Case(
@@ -234,4 +246,10 @@ CONVERTIBLE: dict[str, Case] = {
         lambda: Net(lambda m, x: m.b(m.a(x.view(x.size(0), -1)).flatten(1)), a=nn.Linear(16, 8), b=nn.Linear(8, 4)),
         (16,),
     ),
+    "sequence first": Case(lambda: Net(sequence_first, q=nn.Linear(16, 16), o=nn.Linear(16, 3)), (6, 16)),
+    "another axis before the batch": Case(
+        lambda: Net(lambda m, x: m.b(m.a(x).unsqueeze(0).squeeze(0)), a=conv(), b=conv(4, 4))
+    ),
+    "pixels in the batch": Case(lambda: Net(pixels_in_the_batch, a=conv(), head=nn.Linear(4, 5))),
+    "norm as a function": Case(sequence(conv(), NormWithActivation(4), conv(4, 4), NormWithActivation(4))),
 }

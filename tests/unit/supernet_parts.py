@@ -291,3 +291,30 @@ def conv1d() -> nn.Module:
         nn.Flatten(),
         nn.Linear(8, 4),
     )
+
+
+def sequence_first(m: Any, x: Tensor) -> Any:
+    x = x.permute(1, 0, 2)
+    length, batch, width = x.shape
+    q = m.q(x).reshape(length, batch * 4, 4).transpose(0, 1)
+    y = (q @ q.transpose(1, 2) @ q).transpose(0, 1).contiguous().view(length, batch, width)
+    return m.o(y.permute(1, 0, 2))
+
+
+def pixels_in_the_batch(m: Any, x: Tensor) -> Any:
+    x = m.a(x)
+    n, c, h, w = x.shape
+    return m.head(x.permute(0, 2, 3, 1).reshape(-1, c)).view(n, h, w, 5)
+
+
+class NormWithActivation(nn.BatchNorm2d):
+    """BatchNorm as a function, then an activation, as some model libraries write it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        x = F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps
+        )
+        return F.relu(x)

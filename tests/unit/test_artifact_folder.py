@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from eqdeploy.artifact import artifact_directory, check_destination, write_artifact
-from eqdeploy.errors import OutputError
+from eqdeploy.errors import OutputError, RuntimeRefusedError
 from eqdeploy.manifest import Provenance, verify_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +111,22 @@ def test_links(tmp_path: Path) -> None:
     write(tmp_path / "link", "two", force=True)
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "model.onnx").read_text() == "two"
+
+
+def test_an_error_names_the_destination_and_not_the_hidden_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(RuntimeRefusedError, match=r"^build/p/model\.onnx: refused$"),
+        write_artifact(Path("build/p")) as f,
+    ):
+        raise RuntimeRefusedError("refused", where=str(f / "model.onnx"))
+    with (
+        pytest.raises(OutputError, match=r"^build/p/gone/model\.onnx: No such file"),
+        write_artifact(Path("build/p")) as f,
+    ):
+        (f / "gone" / "model.onnx").write_text("x")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), SystemExit(143)])

@@ -14,7 +14,8 @@ from eqdeploy.errors import DataError
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.supernet import Supernet
-from tests.unit.supernet_parts import SPACE, conv, randomize
+from tests.unit.supernet_models import CONVERTIBLE
+from tests.unit.supernet_parts import SPACE, conv, made, randomize
 
 
 def batches(*sizes: int, seed: int = 0, offset: float = 3.0) -> list[Tensor]:
@@ -183,6 +184,20 @@ def test_progress_counts_images() -> None:
     counted: list[int] = []
     calibrate_batch_norm(nn.BatchNorm2d(3), batches(4, 1, 3), counted.append)
     assert counted == [4, 1, 3]
+
+
+def test_a_norm_that_the_model_applies_as_a_function_is_calibrated_and_trained() -> None:
+    case = CONVERTIBLE["norm as a function"]
+    supernet = Supernet.from_float(made(case), torch.zeros(2, *case.shape), SPACE)
+    images = batches(6, 6)
+    assert calibrate_batch_norm(supernet, images).layers == 2
+    with torch.no_grad():
+        mean, variance = pooled(torch.cat([supernet.graph_module.get_submodule("0")(batch) for batch in images]))
+    assert torch.allclose(statistics(supernet.graph_module, "1")[0].double(), mean, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(statistics(supernet.graph_module, "1")[1].double(), variance, rtol=1e-5)
+    before = statistics(supernet.graph_module, "1")[0].clone()
+    supernet.train()(images[0])
+    assert not torch.equal(statistics(supernet.graph_module, "1")[0], before)
 
 
 def test_each_subnet_has_statistics_of_its_own() -> None:

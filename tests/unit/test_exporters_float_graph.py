@@ -132,7 +132,9 @@ def test_channel_axis_follows_the_operation() -> None:
     graph = graph_of(model)
     axes = {name: weight_channel_axis(graph.initializers[name]) for name in model.parameters}
     assert axes == {"conv.weight": 0, "up.weight": 1, "one.weight": 0, "two.weight": 1}
-    transposed = graph_of(NETWORKS["transposed_weight"]())
+    bare = NETWORKS["transposed_weight"]()
+    del bare.graph.graph.value_info[:]  # torch's exporter notes no shape between a weight and its layer
+    transposed = graph_of(bare)
     assert weight_channel_axis(transposed.initializers["dead.weight"]) == 0
     stored = graph_of(NETWORKS["matrix_layers"]())
     assert weight_channel_axis(stored.initializers["stored.weight"]) == 1

@@ -170,11 +170,19 @@ def test_converter_keeps_names_and_weights(tmp_path: Path) -> None:
     b = ModelBuilder()
     x = b.encode(b.input("x", 3, 6, 6))
     conv = b.encode(b.layer("conv", "Conv", x, (4, 3, 3, 3), bias=4, kernel_shape=[3, 3]))
-    mean = b.node("mean", "ReduceMean", [conv, b.constant("axes", [2, 3], np.int64)], keepdims=1)
+    axes = b.constant("axes", [2, 3], np.int64)
+    mean = b.node("mean", "ReduceMean", [conv, axes], keepdims=1, noop_with_empty_axes=0)  # as torch writes it
     model = b.build(b.encode(mean))
     written = export(model, tmp_path, opset=17)
+    onnx.checker.check_model(written)
     assert attributes(nodes_by_name(written)["mean"]) == {"axes": [2, 3], "keepdims": 1}
     np.testing.assert_array_equal(constants(written)["conv.weight"], model.parameters["conv.weight"].codes)
+
+
+def test_clip_of_quantized_values_stays(tmp_path: Path) -> None:
+    """Without it a DQ would meet a Q of another scale, a pair that ONNX Runtime merges into one."""
+    written = export(NETWORKS["clip_of_codes"](), tmp_path)
+    assert nodes_by_name(written)["clip/quantize"].input[0] == "clip"
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "4242"])

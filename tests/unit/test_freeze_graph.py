@@ -38,11 +38,16 @@ EXPORTED = [
     "parameters of the model",
     "names of parameters and operations clash",
     "methods named like attributes of modules",
+    "names that torch's exporter gives to helpers",
     "names that are no identifiers",
     "norms without gains or statistics",
     "norm over the sequence",
     "kinds of padding",
     "reshape that changes nothing",
+    "sequence first",
+    "another axis before the batch",
+    "pixels in the batch",
+    "norm as a function",
 ]
 
 

@@ -159,6 +159,13 @@ class TestInherits:
         assert "inherits from itself" in line
         assert line.count("a.yaml") >= 2
 
+    def test_endless_chain_ends(self, tmp_path: Path) -> None:
+        for number in range(2000):
+            parent = f"schema: 1\nname: a\ndescription: a\ninherits: p{number + 1}.yaml\n"
+            write(tmp_path, parent, name=f"p{number}.yaml")
+        line = failure(str(tmp_path / "p0.yaml"))
+        assert "p0.yaml: inherits over more than 16 files" in line
+
     def test_unknown_parent_names_the_line(self, tmp_path: Path) -> None:
         line = failure(write(tmp_path, "schema: 1\nname: c\ndescription: c\ninherits: tensort\n"))
         assert "npu.yaml:4: inherits: there is no profile 'tensort'" in line
@@ -251,6 +258,16 @@ class TestReferences:
         ("encode: all", "encode: all\n  minimum_range: 1e-4", "YAML reads 1e-4 as text, write 1.0e-4"),
         ("encode: all", "encode: all\n  minimum_scale: .nan", "activations.minimum_scale: must be a finite number"),
         ("encode: all", "encode: all\n  minimum_scale: -1.0", "activations.minimum_scale: "),
+        ("encode: all", "encode: all\n  minimum_scale: 1.0e+300", "activations.minimum_scale: input should be less"),
+        ("encode: all", "encode: all\n  minimum_range: 1.0e+300", "activations.minimum_range: input should be less"),
+        *(
+            (
+                "[conv, linear, add]",
+                f"[conv, linear, add]\n  fixed: {{add: {{storage: unsigned, scale: {scale}, zero_point: 0}}}}",
+                "operators.fixed.add.scale: input should be",
+            )
+            for scale in ("0.0", "1.0e-46", "1.0e+39")
+        ),
         ("encode: all", "encode: all\n  calibrated_bits: [8]", "activations.calibrated_bits: must be a whole number"),
         ("network_output: true", "network_output: 'yes'", "activations.network_output: must be true or false"),
     ],

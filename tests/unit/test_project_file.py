@@ -76,6 +76,14 @@ def test_flags_take_the_place_of_the_file_one_by_one(project: Path) -> None:
     assert settings.override() == settings
 
 
+@pytest.mark.parametrize(
+    ("key", "flag"), [("supernet", "--supernet"), ("model", "--model"), ("data", "--data"), ("output", "--out")]
+)
+def test_an_empty_flag_is_no_flag_but_an_unset_variable(key: str, flag: str) -> None:
+    with pytest.raises(UsageError, match=f"^{flag}: is empty"):
+        ProjectSettings().override(**{key: ""})  # type: ignore[arg-type]
+
+
 def test_one_profile_need_not_be_a_list_and_none_is_exported_twice(project: Path) -> None:
     project.write_text("profiles: snpe-dsp\n")
     assert load_project(project.parent).profiles == ("snpe-dsp",)
@@ -106,6 +114,9 @@ def test_validation_leaves_open_what_is_not_said(project: Path) -> None:
         ("seed: '1'\n", r"^eqdeploy\.yaml:1: seed: .*integer, got '1'$"),
         ("seed: true\n", "seed: .*integer, got True"),
         ("seed: -1\n", "seed: .*greater than or equal to 0, got -1"),
+        ("seed: 9223372036854775808\n", "seed: .*less than or equal to 9223372036854775807"),
+        ('output: "a\\0b"\n', r"^eqdeploy\.yaml:1: output: must not hold control characters"),
+        ('data: "\\ud800"\n', "data: .*unicode"),
         ("\n\nmin_accuracy: 95\n", r"eqdeploy\.yaml:3: min_accuracy: .*less than or equal to 1, got 95"),
         ("max_drop: .nan\n", "max_drop: .*finite"),
         ("profiles:\n  - a\n  - 3\n", r"eqdeploy\.yaml:3: profiles\.1: .*string, got 3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -37,7 +38,7 @@ def qdq_model(encoding: Encoding, rank: int) -> bytes:
     """QuantizeLinear, integer Clip, DequantizeLinear; returns codes and values."""
     container = {np.dtype(np.int8): TensorProto.INT8, np.dtype(np.uint8): TensorProto.UINT8}[encoding.container]
     limits = [np.array(limit, dtype=encoding.container) for limit in (encoding.q_min, encoding.q_max)]
-    attributes = {} if encoding.axis is None else {"axis": encoding.axis}
+    attributes: dict[str, Any] = {} if encoding.axis is None else {"axis": encoding.axis}
     graph = helper.make_graph(
         [
             helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], **attributes),
@@ -71,8 +72,7 @@ def run_onnxruntime(model: bytes, x: NDArray[np.float32]) -> list[NDArray[np.gen
 
 
 def run_reference(model: bytes, x: NDArray[np.float32]) -> list[NDArray[np.generic]]:
-    outputs: list[NDArray[np.generic]] = ReferenceEvaluator(model).run(None, {"x": x})
-    return outputs
+    return [np.asarray(output) for output in ReferenceEvaluator(model).run(None, {"x": x})]
 
 
 def encoding_of(form: Form, scale: float, zero_point: int) -> Encoding:
@@ -165,8 +165,8 @@ def test_per_channel_along_any_axis_as_in_onnxruntime(axis: int, signed: bool) -
     x = generator.normal(size=(3, 4, 5)).astype(F32)
     channels = x.shape[axis]
     encoding = Encoding(
-        scale=generator.uniform(0.01, 0.3, channels).astype(F32),
-        zero_point=generator.integers(form.q_min, form.q_max + 1, channels).astype(np.int32),
+        scale=generator.uniform(0.01, 0.3, (channels,)).astype(F32),
+        zero_point=generator.integers(form.q_min, form.q_max + 1, (channels,)).astype(np.int32),
         q_min=form.q_min,
         q_max=form.q_max,
         bits=5,

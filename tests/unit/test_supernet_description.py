@@ -81,6 +81,7 @@ def test_inputs_and_readers_mirror_each_other(name: str) -> None:
 
 COUNTED = ["one-dimensional", "transposed convolutions", "channel shuffle", "kinds of padding", "squeeze and excite"]
 COUNTED += ["linear on the last axis of an image", "chunk and split", "double precision", "norm over the sequence"]
+COUNTED += ["pixels in the batch"]
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -164,6 +165,10 @@ def test_parameters_bound_nothing() -> None:
     for name in ("mul", "add", "cat"):
         assert not tensors[name].non_negative
         assert tensors[name].op in (OpKind.OTHER, OpKind.CONCAT)
+    model = Net(
+        lambda m, x: torch.cat([F.relu(m.a(x)), m.token], 0), a=conv(), token=nn.Parameter(torch.ones(1, 4, 8, 8))
+    )
+    assert not description(model, 3, 8, 8).tensor["cat"].non_negative
 
 
 def test_sizes_are_no_inputs() -> None:
@@ -182,6 +187,7 @@ FOLDABLE: dict[str, dict[str, str | None]] = {
     "raw output returned beside the norm's": {"a": None},
     "one norm behind two layers": {"a": None, "b": None},
     "norm over the sequence": {"0": None, "3": None},
+    "norm as a function": {"0": "1", "2": "3"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from eqdeploy.supernet.layers import channel_axis, layer_kind, make_elastic
 
 SPACE = ElasticSpace(bits=(2, 4, 8))
 
-LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3), (2, 4, 12)),
     "conv1d-everything": (
         lambda: nn.Conv1d(4, 8, 5, stride=2, padding=4, dilation=2, groups=2, padding_mode="circular"),

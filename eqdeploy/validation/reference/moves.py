@@ -25,7 +25,7 @@ MOVES = frozenset(
 )
 
 #: Operations that ONNX's reference implementation lacks, and that the standard defines by other operations.
-_DEFINED_BY_OTHERS = frozenset({"Gelu", "GroupNormalization"})
+_DEFINED_BY_OTHERS = frozenset({"Gelu"})
 
 _PadMode = Literal["constant", "reflect", "edge", "wrap"]
 
@@ -62,13 +62,12 @@ def _definition(operation: Operation, arrays: Sequence[NDArray[Any] | None]) -> 
         else helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for array in arrays
     ]
-    version = max(schema.context_dependent_function_opset_versions)
-    body = onnx.FunctionProto()
-    body.ParseFromString(
-        schema.get_context_dependent_function_with_opset_version(
-            version, operation.node.SerializeToString(), [item.SerializeToString() for item in types]
-        )
+    version = max(schema.context_dependent_function_opset_versions)  # type: ignore[attr-defined]  # not in the stubs
+    serialized = schema.get_context_dependent_function_with_opset_version(  # type: ignore[attr-defined]
+        version, operation.node.SerializeToString(), [item.SerializeToString() for item in types]
     )
+    body = onnx.FunctionProto()
+    body.ParseFromString(serialized)
     return body
 
 
