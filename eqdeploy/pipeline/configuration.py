@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic import ValidationError as ModelError
 
 from eqdeploy.data import Preprocessing
-from eqdeploy.errors import ValidationError
+from eqdeploy.errors import CheckpointError, ValidationError
 from eqdeploy.files import model_error, read_bounded, write_json
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile import DeviceProfile
-from eqdeploy.requests import ExportRequest
+from eqdeploy.requests import MAXIMUM_SEED, ExportRequest
 
 CONFIGURATION_FILE = "config.json"
 SUBNET_FILE = "subnet.json"
 _MAXIMUM_BYTES = 16 << 20
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Configuration(BaseModel):
@@ -45,15 +48,33 @@ class Configuration(BaseModel):
     data: str
     preprocessing: dict[str, JsonValue]
     classes: list[str]
-    seed: int
-    calibration_images: int
-    parity_images: int
-    min_accuracy: float | None
-    max_drop: float | None
+    seed: Annotated[int, Field(ge=0, le=MAXIMUM_SEED)]
+    calibration_images: Annotated[int, Field(ge=1)]
+    parity_images: Annotated[int, Field(ge=1)]
+    min_accuracy: Fraction | None
+    max_drop: Fraction | None
 
     def preprocessing_of(self, *, where: str) -> Preprocessing:
-        """The preprocessing as an object."""
-        return Preprocessing.from_json(self.preprocessing, where=where)
+        """The preprocessing as an object.
+
+        Raises:
+            ValidationError: If it is none; ``where`` names the file.
+        """
+        try:
+            return Preprocessing.from_json(self.preprocessing, where=f"{where}: preprocessing")
+        except CheckpointError as error:
+            raise ValidationError(error.message, where=error.where, hint=error.hint) from error
+
+    def device_profile(self, *, where: str) -> DeviceProfile:
+        """The profile as an object.
+
+        Raises:
+            ValidationError: If it is none; ``where`` names the file.
+        """
+        try:
+            return DeviceProfile.model_validate_json(json.dumps(self.profile))
+        except ModelError as reason:
+            raise model_error(reason, "a device profile", f"{where}: profile", ValidationError) from reason
 
 
 def write_configuration(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from eqdeploy.errors import UsageError
 from eqdeploy.progress import Progress
 from eqdeploy.requests import TrainRequest
@@ -41,7 +44,7 @@ def train(request: TrainRequest, progress: Progress) -> TrainingResult:
         request.output,
         resume=request.resume,
         overwrite=request.force,
-        model=None if request.model is None else load_factory(request.model),
+        model=None if request.model is None else _own_model(request.model, config.seed),
         progress=progress,
     )
     grid = result.evaluation
@@ -55,6 +58,13 @@ def train(request: TrainRequest, progress: Progress) -> TrainingResult:
         epochs=config.float_training.epochs + config.supernet_training.epochs,
         rows=tuple(rows),
     )
+
+
+def _own_model(reference: str, seed: int) -> nn.Module:
+    """Make the user's model with weights drawn from the run's seed; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return load_factory(reference)
 
 
 def _configuration_path(reference: str) -> Path:

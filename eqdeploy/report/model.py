@@ -284,9 +284,11 @@ class ArtifactReport(_Model):
         try:
             document = TypeAdapter(dict[str, JsonValue]).validate_json(text)
             verdict = document.pop("verdict", None)
-            report = ArtifactReport.model_validate_json(json.dumps(document))
+            report = ArtifactReport.model_validate_json(json.dumps(document, allow_nan=False))
         except ModelError as reason:
             raise model_error(reason, "a report", where, ValidationError) from reason
+        except ValueError as reason:
+            raise ValidationError("holds a number that is not finite", where=where) from reason
         if verdict != report.verdict:
             raise ValidationError(
                 f"the levels add up to {str(report.verdict)!r}, not to {verdict!r}", where=f"{where}: verdict"

@@ -50,9 +50,9 @@ def test_ci_gate(tmp_path: Path, environment: dict[str, str]) -> None:
     command.chmod(0o755)
     environment["PATH"] = f"{command.parent}{os.pathsep}{environment['PATH']}"
     output = run(["bash", str(EXAMPLES / "ci-gate.sh"), str(tmp_path / "out")], tmp_path, environment)
-    assert [line.split(": ")[1].split(",")[0] for line in output.splitlines() if "out/" in line and ": " in line][-3:] == [
-        "valid"
-    ] * 3
+    assert [line.split(": ")[1].split(",")[0] for line in output.splitlines() if "out/" in line and ": " in line][
+        -3:
+    ] == ["valid"] * 3
 
 
 def test_every_example_is_listed() -> None:

@@ -70,9 +70,7 @@ def test_signed_tensors_are_seen_although_the_runtime_stores_them_unsigned(tmp_p
 
 
 def test_rounding_a_float_bias_is_what_the_runtime_does(tmp_path: Path) -> None:
-    forms = SampleForms(
-        weight=Form(4, Granularity.PER_CHANNEL, Symmetry.SYMMETRIC, signed=True), bias=BiasFormat.FLOAT
-    )
+    forms = SampleForms(weight=Form(4, Granularity.PER_CHANNEL, Symmetry.SYMMETRIC, signed=True), bias=BiasFormat.FLOAT)
     model = sample_model(forms)
     path = exported(model, tmp_path)
     rounded = with_rounded_biases(IntegerReference(model).graph)

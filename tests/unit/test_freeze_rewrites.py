@@ -59,7 +59,8 @@ def gated(m: Any, x: Tensor) -> Tensor:
 
 def enlarged(m: Any, x: Tensor) -> Tensor:
     y = m.a(x)
-    return y + F.interpolate(F.max_pool2d(y, 2), size=y.shape[-2:], mode="nearest")
+    result: Tensor = y + F.interpolate(F.max_pool2d(y, 2), size=y.shape[-2:], mode="nearest")
+    return result
 
 
 @pytest.mark.parametrize("body", [shuffled, gated, enlarged])

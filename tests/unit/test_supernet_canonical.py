@@ -52,14 +52,15 @@ def test_clips_in_a_row_become_one(
 def test_a_clip_whose_input_is_read_elsewhere_stays() -> None:
     def body(m: Any, x: Tensor) -> Tensor:
         x = F.relu(m.a(x))
-        return m.b(x.clamp(max=0.5)) + x
+        result: Tensor = m.b(x.clamp(max=0.5)) + x
+        return result
 
     assert kinds(converted(Net(body, a=conv(), b=conv(4, 4)), 3, 8, 8).network).count(OpKind.CLIP) == 1
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("padding", [1, (2, 1), "same"])
-def test_the_padded_tensor_is_the_one_that_a_layer_reads(mode: str, padding: Any) -> None:
+def test_the_padded_tensor_is_the_one_that_a_layer_reads(mode: Any, padding: Any) -> None:
     layer = nn.Conv2d(4, 4, 3, padding=padding, padding_mode=mode)
     supernet = converted(nn.Sequential(conv(), nn.ReLU(), layer), 3, 8, 8)
     padded = supernet.network.tensor[supernet.network.layers[1].input_tensor]
@@ -182,6 +183,7 @@ def test_results_of_modules_with_several_outputs_have_no_known_sign() -> None:
 
 def test_a_layer_may_be_asked_for_the_device_of_its_weight() -> None:
     def body(m: Any, x: Tensor) -> Tensor:
-        return m.a(x) + torch.zeros(1, device=m.a.weight.device, dtype=m.a.weight.dtype)
+        result: Tensor = m.a(x) + torch.zeros(1, device=m.a.weight.device, dtype=m.a.weight.dtype)
+        return result
 
     converted(Net(body, a=conv()), 3, 8, 8)
