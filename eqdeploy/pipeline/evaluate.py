@@ -8,7 +8,7 @@ from eqdeploy.data import load_data
 from eqdeploy.errors import UsageError
 from eqdeploy.pipeline.configuration import read_configuration
 from eqdeploy.pipeline.proof import EXPORTED, FLOAT, MODEL_FILE, SIMULATED, measure, missed_gate
-from eqdeploy.pipeline.sources import load_image_sets, load_subnet, load_supernet
+from eqdeploy.pipeline.sources import check_classes, load_image_sets, load_subnet, load_supernet
 from eqdeploy.pipeline.subnets import activate_calibrated
 from eqdeploy.profile import load_profile
 from eqdeploy.progress import Progress
@@ -39,19 +39,22 @@ def _evaluate_file(request: EvaluateRequest, target: Path, progress: Progress) -
     """Measure an exported model."""
     if target.is_dir():
         folder, path = target, target / MODEL_FILE
-        preprocessing = read_configuration(folder).preprocessing_of(where=str(folder))
+        configuration = read_configuration(folder)
+        preprocessing, classes = configuration.preprocessing_of(where=str(folder)), tuple(configuration.classes)
     elif not target.is_file():
         problem = "is not a plain file" if target.exists() else "no such file or folder"
         raise UsageError(problem, where=str(target), hint="name an artifact or an ONNX model")
     else:
         path = target
         with progress.stage(f"loading {request.supernet}"):
-            preprocessing = load_supernet(request.supernet, request.model).checkpoint.preprocessing
+            checkpoint = load_supernet(request.supernet, request.model).checkpoint
+        preprocessing, classes = checkpoint.preprocessing, tuple(checkpoint.metadata.classes)
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise UsageError("ONNX Runtime opens only paths in UTF-8", where=str(path)) from error
     images = load_data(request.data, split="test", preprocessing=preprocessing)
+    check_classes(images, classes, request.data)
     row = measure(EXPORTED, onnx_classifier(path), images, preprocessing, progress)
     rows = () if row is None else (row,)
     return EvaluationResult(data=images.source, rows=rows, failure=missed_gate(rows, request.gates))

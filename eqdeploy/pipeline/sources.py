@@ -119,14 +119,28 @@ def load_image_sets(
         calibration=load_images(reference, split="train", preprocessing=preprocessing, limit=calibration),
         held_out=load_images(reference, split="test", preprocessing=preprocessing),
     )
-    found = sets.held_out.classes
+    check_classes(sets.held_out, classes, reference)
+    return sets
+
+
+def check_classes(images: LabelledImages, classes: tuple[str, ...], reference: str) -> None:
+    """Refuse labelled images whose classes are not those of the network.
+
+    Args:
+        images: Images, labelled or not.
+        classes: Class names of the network; empty to accept any.
+        reference: The data, for messages.
+
+    Raises:
+        DataError: If names or their order differ.
+    """
+    found = images.classes
     if classes and found and found != classes:
         raise DataError(
             f"has the classes {_few(found)}, the supernet was trained for {_few(classes)}",
             where=reference,
             hint="class names and their order must agree",
         )
-    return sets
 
 
 def load_subnet(path: Path | None) -> SubnetConfig | None:
