@@ -17,6 +17,7 @@ from pydantic import Field
 
 from eqdeploy.errors import ProfileError, ValidationError
 from eqdeploy.exporters import aimet_encodings
+from eqdeploy.exporters.comparison import first_difference
 from eqdeploy.exporters.contract import RecoveredEncodings, check_round_trip
 from eqdeploy.exporters.files import load_ir, read_text, write_model, write_text
 from eqdeploy.exporters.float_graph import (
@@ -96,9 +97,15 @@ class SnpeExporter:
         )
 
     def read(self, directory: Path) -> RecoveredEncodings:
-        """Recover every encoding from the folder ``snpe`` and check that the proof model holds the same."""
+        """Recover every encoding from the folder ``snpe``.
+
+        The proof model must hold the same encodings and be the same network: it is what runs when the export is
+        proved.
+        """
         recovered = _read_device_files(directory)
-        check_round_trip(read_model(directory / MODEL_FILE), recovered)
+        model = read_model(directory / MODEL_FILE)
+        check_round_trip(model, recovered)
+        _check_network(model, directory / FLOAT_FILE)
         return recovered
 
 
@@ -236,6 +243,16 @@ def _read_device_files(directory: Path) -> RecoveredEncodings:
         if _is_bias(fact):
             parameters[name] = _read_bias(graph, name, fact, activations, weight_encodings)
     return RecoveredEncodings(activations, {name: parameters[name] for name in facts.parameters})
+
+
+def _check_network(model: QuantizedModel, path: Path) -> None:
+    """The float model must be the network of the proof model, in the lower of their opsets."""
+    found = load_ir(path)
+    opset = min(found.graph.opset_imports.get("", 0), to_ir(model.graph).graph.opset_imports.get("", 0))
+    expected = _float_model(model, opset)
+    difference = first_difference(expected.graph, convert_opset(to_ir(to_proto(found)), opset).graph)
+    if difference is not None:
+        raise ValidationError("is another one in the proof model", where=f"{path}: {difference}")
 
 
 def _check_ranges(graph: ir.Graph, activations: dict[str, Encoding]) -> None:

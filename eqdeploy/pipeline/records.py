@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eqdeploy.data import Preprocessing
 from eqdeploy.encoding_table import check_encodings
 from eqdeploy.errors import ProfileError, ValidationError
 from eqdeploy.exporters.contract import check_round_trip, get_exporter
@@ -33,12 +34,14 @@ class Records:
 
     Attributes:
         configuration: From what and with what it was made.
+        preprocessing: How images become inputs.
         report: The report of the export.
         subnet: The active forms of the supernet.
         model: The network with its numbers, recovered from the model file.
     """
 
     configuration: Configuration
+    preprocessing: Preprocessing
     report: ArtifactReport
     subnet: SubnetConfig
     model: QuantizedModel
@@ -55,6 +58,7 @@ def read_records(directory: Path) -> Records:
     report = read_report(directory)
     configuration = read_configuration(directory)
     profile = configuration.device_profile(where=str(directory / CONFIGURATION_FILE))
+    preprocessing = configuration.preprocessing_of(where=str(directory / CONFIGURATION_FILE))
     subnet = _read_subnet(directory / SUBNET_FILE)
     if report.provenance != manifest.provenance:
         raise ValidationError("report and manifest disagree about the origin", where=str(directory))
@@ -69,7 +73,7 @@ def read_records(directory: Path) -> Records:
     if CoverageSummary.of(coverage, reasons) != report.coverage:
         raise ValidationError("does not add up to the coverage of the report", where=where)
     model = replace(model, coverage=coverage, reasons=reasons, folded=report.folding, notes=report.notes)
-    return Records(configuration, report, subnet, model)
+    return Records(configuration, preprocessing, report, subnet, model)
 
 
 def _read_subnet(path: Path) -> SubnetConfig:

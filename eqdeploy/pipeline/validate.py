@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from eqdeploy.data import Preprocessing
 from eqdeploy.errors import CheckpointError, DataError, ValidationError
-from eqdeploy.pipeline.configuration import CONFIGURATION_FILE, Configuration
+from eqdeploy.pipeline.configuration import Configuration
 from eqdeploy.pipeline.proof import FLOAT, SIMULATED, Subject, measure, prove
 from eqdeploy.pipeline.records import Records, read_records
 from eqdeploy.pipeline.sources import ImageSets, load_image_sets, load_supernet, shipped_supernets
@@ -32,10 +31,9 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
     with progress.stage("checking files"):
         records = read_records(directory)
     stored, configuration = records.report, records.configuration
-    preprocessing = configuration.preprocessing_of(where=str(directory / CONFIGURATION_FILE))
     images = load_image_sets(
         request.data or configuration.data,
-        preprocessing,
+        records.preprocessing,
         tuple(configuration.classes),
         calibration=configuration.calibration_images,
     )
@@ -44,9 +42,9 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
         raise DataError(
             "holds other images than those of the export", where=configuration.data, hint="name the images with --data"
         )
-    others = _measure_others(request, records, preprocessing, images, progress)
+    others = _measure_others(request, records, images, progress)
     proof = prove(
-        Subject(model=records.model, directory=directory, preprocessing=preprocessing),
+        Subject(model=records.model, directory=directory, preprocessing=records.preprocessing),
         images.held_out,
         others,
         _gates(request, configuration, others),
@@ -65,7 +63,7 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
 
 
 def _measure_others(
-    request: ValidateRequest, records: Records, preprocessing: Preprocessing, images: ImageSets, progress: Progress
+    request: ValidateRequest, records: Records, images: ImageSets, progress: Progress
 ) -> tuple[Accuracy | None, ...]:
     """Accuracy of the float network and of the simulated subnet, if the supernet is at hand."""
     configuration = records.configuration
@@ -80,7 +78,7 @@ def _measure_others(
             "is not the supernet that the artifact was made from", where=reference, hint="export again"
         )
     checkpoint = loaded.checkpoint
-    if (checkpoint.preprocessing, checkpoint.metadata.classes) != (preprocessing, configuration.classes):
+    if (checkpoint.preprocessing, checkpoint.metadata.classes) != (records.preprocessing, configuration.classes):
         raise ValidationError("the artifact has another preprocessing or other classes", where=reference)
     rows: list[Accuracy | None] = []
     for name, subnet in ((FLOAT, None), (SIMULATED, records.subnet)):

@@ -132,9 +132,10 @@ def merge_bounds(graph_module: fx.GraphModule) -> None:
 
 
 def split_padding(graph_module: fx.GraphModule) -> None:
-    """Take padding by reflection, repetition or wrapping out of convolutions.
+    """Take padding by reflection, repetition or wrapping, and "same" with even kernels, out of convolutions.
 
-    Runtimes know only zeros inside a convolution; what it reads, and what is quantized, is the padded tensor.
+    Inside a convolution ONNX knows only zeros, and torch's "same" only as many before as behind; what the layer
+    reads, and what is quantized, is the padded tensor.
     """
     graph = graph_module.graph
     paddings: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -143,8 +144,10 @@ def split_padding(graph_module: fx.GraphModule) -> None:
         if type(module) not in (nn.Conv1d, nn.Conv2d):
             continue
         assert isinstance(module, nn.Conv1d | nn.Conv2d)
-        if module.padding_mode != "zeros":
-            paddings[str(node.target)] = tuple(module._reversed_padding_repeated_twice), module.padding_mode
+        widths = tuple(module._reversed_padding_repeated_twice)
+        if module.padding_mode != "zeros" or widths[::2] != widths[1::2]:
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            paddings[str(node.target)] = widths, mode
             module.padding_mode, module.padding = "zeros", (0,) * len(module.kernel_size)
             module._reversed_padding_repeated_twice = [0] * (2 * len(module.kernel_size))
         if str(node.target) in paddings:

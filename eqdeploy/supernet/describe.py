@@ -11,7 +11,7 @@ from torch import fx, nn
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.network import LAYER_KINDS, ElasticSpace, LayerInfo, NetworkDescription, OpKind, TensorInfo
 from eqdeploy.supernet.layers import channel_axis
-from eqdeploy.supernet.operations import Operation, classify, keeps_bounds, module_of, vanishes
+from eqdeploy.supernet.operations import Operation, adds_zeros, classify, keeps_bounds, module_of, vanishes
 from eqdeploy.supernet.shapes import holds_tensor, tensor_shape
 
 #: Operations whose output lies between the smallest and the largest of their inputs.
@@ -117,6 +117,8 @@ def _propagate_bounds(
     high = max((bounds[1] for bounds in given), default=math.inf)
     if operation.kind in _BOUND_PRESERVING or keeps_bounds(graph_module, node):
         return (low, high)
+    if adds_zeros(graph_module, node):
+        return (min(low, 0.0), max(high, 0.0))
     if operation.kind is OpKind.CLIP:
         return (max(operation.bounds[0], min(low, operation.bounds[1])), operation.bounds[1])
     if operation.kind in (OpKind.ADD, OpKind.MUL) and low >= 0.0:

@@ -186,9 +186,23 @@ def keeps_bounds(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         source = node.args[0]
         return isinstance(source, fx.Node) and (tensor_shape(source) is not None or keeps_bounds(graph_module, source))
     if target is F.pad:
-        mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode")
+        mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
         return mode in ("reflect", "replicate", "circular")
     return target in _SELECTIONS
+
+
+def adds_zeros(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether every value of the result is a value of the input or zero: padding with zeros."""
+    module = module_of(graph_module, node)
+    if module is not None:
+        return type(module) in (nn.ZeroPad1d, nn.ZeroPad2d)
+    if node.target is not F.pad:
+        return False
+    mode, value = (
+        node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+        for index, name, default in ((2, "mode", "constant"), (3, "value", None))
+    )
+    return mode == "constant" and (value is None or (isinstance(value, int | float) and value == 0))
 
 
 def _classify_module(module: nn.Module) -> Operation:

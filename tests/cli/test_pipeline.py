@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from eqdeploy.manifest import verify_manifest
+from eqdeploy.errors import ValidationError
+from eqdeploy.manifest import Provenance, verify_manifest, write_manifest
+from eqdeploy.pipeline.records import read_records
 from eqdeploy.report import ArtifactReport, read_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +130,90 @@ def test_validate_finds_a_changed_file_first(eqdeploy: Run, artifact: Path) -> N
     assert (done.returncode, done.stdout) == (21, "")
     assert "model.onnx was changed" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def rewrite(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a JSON document."""
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def set_origin(artifact: Path, key: str, value: object) -> None:
+    """Change the origin wherever it is recorded."""
+    for name in ("manifest.json", "report.json"):
+        rewrite(artifact / name, lambda document: document["provenance"].update({key: value}))
+
+
+def replace_subnet(artifact: Path) -> None:
+    """Exchange one form of the subnet."""
+    rewrite(artifact / "subnet.json", lambda d: d["weights"].update({"stem.0": "2-per_tensor-symmetric-signed"}))
+
+
+def replace_exporter(artifact: Path) -> None:
+    """Another format would be read back from other files, and the device's own would be left unread."""
+    rewrite(artifact / "config.json", lambda d: d["profile"]["export"].update(format="onnx_qdq"))
+
+
+CONTRADICTIONS: list[tuple[Callable[[Path], object], str]] = [
+    (lambda a: set_origin(a, "profile_digest", "0" * 64), "report.json: provenance: profile_digest"),
+    (lambda a: set_origin(a, "subnet_digest", "0" * 64), "report.json: provenance: subnet_digest"),
+    (lambda a: set_origin(a, "supernet", "other"), "report.json: provenance: supernet is 'other'"),
+    (lambda a: set_origin(a, "seed", 5), "report.json: provenance: seed is 5"),
+    (replace_subnet, "provenance: subnet_digest"),
+    (replace_exporter, "provenance: profile_digest"),
+    (lambda a: rewrite(a / "config.json", lambda d: d["profile"].pop("export")), "config.json: profile: export"),
+    (lambda a: rewrite(a / "config.json", lambda d: d.update(min_accuracy=5.0)), "config.json: min_accuracy"),
+    (lambda a: rewrite(a / "config.json", lambda d: d.update(seed=1 << 70)), "config.json: seed"),
+    (lambda a: rewrite(a / "config.json", lambda d: d["preprocessing"].update(std=[0])), "config.json: preprocessing"),
+    (lambda a: (a / "subnet.json").write_text("{}"), "subnet.json: not a subnet file"),
+    (
+        lambda a: rewrite(
+            a / "report.json", lambda d: d["plan"]["weights"][0].update(device="2-per_tensor-symmetric-signed")
+        ),
+        "report.json: plan: stem.0",
+    ),
+    (
+        lambda a: rewrite(a / "report.json", lambda d: d["plan"]["tensors"][0].update(float_readers=["stem_1"])),
+        "report.json: plan: x",
+    ),
+    (lambda a: rewrite(a / "report.json", lambda d: d["plan"]["tensors"].pop()), "does not add up to the coverage"),
+    (
+        lambda a: rewrite(a / "report.json", lambda d: d["folding"][0].update(relative_error=float("inf"))),
+        "report.json: holds a number that is not finite",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CONTRADICTIONS, ids=[message for _, message in CONTRADICTIONS])
+def test_a_file_that_contradicts_another_is_found_though_its_hash_is_right(
+    artifact: Path, change: Callable[[Path], object], message: str
+) -> None:
+    change(artifact)
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    write_manifest(artifact, Provenance.model_validate(manifest["provenance"]))
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        read_records(artifact)
+
+
+def test_the_records_of_an_export_agree(artifact: Path) -> None:
+    records = read_records(artifact)
+    assert records.report == read_report(artifact)
+    assert records.subnet.digest == records.report.provenance.subnet_digest
+
+
+def test_validate_does_not_pass_other_images_off_as_those_of_the_export(
+    eqdeploy: Run, artifact: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "few.npz", images=np.arange(256, dtype=np.uint8).reshape(4, 8, 8) // 16)
+    done = eqdeploy("validate", artifact, "--data", "few.npz", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert result_of(done)["notes"][-1] == "proved on other images: few.npz"
+    set_origin(artifact, "data_digest", "0" * 64)
+    write_manifest(artifact, read_report(artifact).provenance)
+    done = eqdeploy("validate", artifact)
+    assert (done.returncode, done.stdout) == (40, "")
+    assert "error: digits: holds other images than those of the export" in done.stderr
 
 
 def test_resolve_gives_a_subnet_that_export_takes(eqdeploy: Run, tmp_path: Path, project: Path) -> None:

@@ -224,9 +224,43 @@ def other_proof_model(directory: Path) -> None:
     get_exporter("onnx_qdq").export(sample_model(ASYMMETRIC, seed=1), directory, {})
 
 
+def edit_network(change: Callable[[onnx.GraphProto], None]) -> Callable[[Path], None]:
+    """Change the device's float model behind the back of the proof model."""
+
+    def edit(directory: Path) -> None:
+        path = directory / "snpe/model.onnx"
+        written = onnx.load(path)
+        change(written.graph)
+        onnx.save(written, path)
+
+    return edit
+
+
+def negate_relu(graph: onnx.GraphProto) -> None:
+    """Another operation of the same shape under the same name."""
+    next(node for node in graph.node if node.op_type == "Relu").op_type = "Neg"
+
+
+def shift_padding(graph: onnx.GraphProto) -> None:
+    """Another attribute that leaves every shape as it is."""
+    paddings = [attribute for node in graph.node for attribute in node.attribute if attribute.name == "pads"]
+    padding = next(attribute for attribute in paddings if list(attribute.ints) == [1, 1, 1, 1])
+    padding.ints[:] = [2, 1, 0, 1]
+
+
+def widen_clip(graph: onnx.GraphProto) -> None:
+    """Another constant."""
+    name = next(node for node in graph.node if node.op_type == "Clip").input[2]
+    bound = next(tensor for tensor in graph.initializer if tensor.name == name)
+    bound.CopyFrom(numpy_helper.from_array(np.float32(7) * np.ones(tuple(bound.dims), np.float32), name))
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
+        (edit_network(negate_relu), r"model\.onnx: node \w+: is another one in the proof model"),
+        (edit_network(shift_padding), r"model\.onnx: node \w+: is another one in the proof model"),
+        (edit_network(widen_clip), "node depthwise_relu6: is another one in the proof model|keeps its codes inside"),
         (edit_encodings(lambda d: d["activation_encodings"].pop("gap")), "gap: is in only one of"),
         (edit_encodings(lambda d: d["param_encodings"].pop("head.weight")), r"head\.weight: is in only one of"),
         (
