@@ -27,10 +27,11 @@ def augmented_batches(
     A single image left over at the end joins the batch before it: BatchNorm needs two.
     """
     generator = torch.Generator().manual_seed(seed)
-    fill = torch.from_numpy(preprocessing.black)
     pending: Tensor | None = None
-    for images in plain_batches(data, preprocessing):
-        varied = augmentation.apply(images, generator, fill=fill)
+    for start in range(0, len(data), BATCH_SIZE):
+        # Copied: stored images may be mapped from a file that is not to be written.
+        images = torch.from_numpy(data.images[start : start + BATCH_SIZE].copy())
+        varied = augmentation.vary(images, preprocessing, augmentation.draw(len(images), generator))
         if pending is not None:
             if len(varied) == 1:
                 varied = torch.cat([pending, varied])

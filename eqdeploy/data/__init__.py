@@ -5,7 +5,16 @@ Augmentation for training works on torch tensors and is in :mod:`eqdeploy.data.a
 
 from eqdeploy.data.digits import DIGITS_PREPROCESSING
 from eqdeploy.data.labelled import LabelledImages, batches
+from eqdeploy.data.options import LoadOptions
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.data.references import load_data, load_images
 
-__all__ = ["DIGITS_PREPROCESSING", "LabelledImages", "Preprocessing", "batches", "load_data", "load_images"]
+__all__ = [
+    "DIGITS_PREPROCESSING",
+    "LabelledImages",
+    "LoadOptions",
+    "Preprocessing",
+    "batches",
+    "load_data",
+    "load_images",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -31,7 +31,9 @@ class LabelledImages:
         labels: (N,) class indices, or -1 throughout when the images are unlabelled.
         classes: Name of each class by index; empty when the images are unlabelled.
         source: Where they come from, for messages and reports.
+        skipped: Images that were left out because they cannot be read, each with the reason.
         digest: SHA-256 over pixels, labels and class names: the same data have the same digest, however stored.
+            Computed unless it is given; only a cache that computed it before gives it.
 
     Raises:
         DataError: If shapes or types are wrong, a pixel is not finite or a label has no class.
@@ -41,12 +43,14 @@ class LabelledImages:
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     source: str
-    digest: str = field(init=False)
+    skipped: tuple[str, ...] = ()
+    digest: str = ""
 
     def __post_init__(self) -> None:
         _check_images(self.images, self.source)
         _check_labels(self.labels, len(self.images), self.classes, self.source)
-        object.__setattr__(self, "digest", _digest(self.images, self.labels, self.classes))
+        if not self.digest:
+            object.__setattr__(self, "digest", _digest(self.images, self.labels, self.classes))
 
     def __len__(self) -> int:
         """Number of images."""

@@ -5,6 +5,7 @@ Archives are untrusted: no pickles, and each array's declared size is checked be
 
 from __future__ import annotations
 
+import hashlib
 import tokenize
 import zipfile
 import zlib
@@ -16,8 +17,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from eqdeploy.data.images import decode, empty_images, fit_images
+from eqdeploy.data.decoding import EncodedImages, decode_all
+from eqdeploy.data.images import fit_images
 from eqdeploy.data.labelled import MAX_CLASSES, UNLABELLED, LabelledImages, spread_indices
+from eqdeploy.data.options import SPLITS, LoadOptions
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import DataError
 
@@ -62,39 +65,133 @@ def read_arrays(file: Path | IO[bytes], names: Sequence[str], *, where: str) -> 
         raise DataError(f"not a readable .npz archive: {error}", where=where) from error
 
 
-def read_npz(path: Path, *, preprocessing: Preprocessing, limit: int | None) -> LabelledImages:
-    """Read a data set from an archive in either layout.
+def read_npz(
+    path: Path,
+    *,
+    split: str,
+    preprocessing: Preprocessing,
+    limit: int | None,
+    options: LoadOptions,
+    others: Sequence[Path] = (),
+) -> LabelledImages:
+    """Read a data set from an archive in any layout.
 
     ``images`` is (N, H, W), (N, C, H, W) or (N, H, W, C) in uint8 or floating point; with four axes, the second
     one is the channels if it has as many as the network reads, else the last one. ``labels`` is (N,) integers;
     ``classes`` holds the names and defaults to the numbers. Without ``labels`` the images are unlabelled.
+
+    An archive of all splits has ``train_images``, ``train_labels``, ``test_images``, ``test_labels`` (or ``val_``,
+    ``validation_``), or ``x_train``, ``y_train``, ``x_test``, ``y_test``, and ``classes`` for all.
 
     The packed layout has ``jpeg`` (bytes of all files), ``offsets`` (file i is
     ``jpeg[offsets[i]:offsets[i + 1]]``) and ``labels`` and ``classes`` as above.
 
     Args:
         path: The archive.
+        split: ``train`` or ``test``; any other archive than one of all splits is every split.
         preprocessing: Size and channels that the network reads.
         limit: Use this many images evenly spread over the archive, None for all.
+        options: What to do about damaged images of the packed layout, where to cache decoded ones.
+        others: Archives of the other splits, whose labels count where classes have no names.
 
     Raises:
         DataError: If the archive is damaged or its arrays do not fit together or the network.
         MissingDependencyError: If images must be decoded or resized and Pillow is not installed.
+        OutputError: If the cache folder that ``options`` name cannot be written to.
     """
     where = str(path)
-    arrays = read_arrays(path, _ARRAYS, where=where)
-    if "jpeg" in arrays:
-        total = _count_packed(arrays, where=where)
-    elif "images" in arrays:
-        total = len(arrays["images"]) if arrays["images"].ndim else 0
-    else:
-        raise DataError("holds neither 'images' nor 'jpeg'", where=where, hint=_LAYOUT_HINT)
+    names, unnamed = _array_names(path, split, where=where)
+    arrays = _renamed(read_arrays(path, list(names.values()), where=where), names)
+    if "labels" in arrays and "classes" not in arrays:
+        seen = [arrays["labels"], *read_arrays(path, unnamed, where=where).values()]
+        for other in others:
+            seen += read_arrays(other, ["labels"], where=str(other)).values()
+        arrays |= _numbered_classes(seen)
+    if "jpeg" not in arrays:
+        return labelled_arrays(arrays, preprocessing=preprocessing, limit=limit, where=where)
+    total = _count_packed(arrays, where=where)
     if total == 0:
         raise DataError("holds no images", where=where)
     labels, classes = _read_labels(arrays, total, where=where)
     picked = spread_indices(total, limit)
-    read = _unpack if "jpeg" in arrays else _read_plain
-    return LabelledImages(read(arrays, picked, preprocessing, where=where), labels[picked], classes, where)
+    encoded = EncodedImages(
+        names=lambda index: f"{where}: image {picked[index]}",
+        read=lambda index: _packed(arrays, int(picked[index])),
+        labels=labels[picked],
+        classes=classes,
+        source=where,
+        limit=limit,
+        fingerprint=hashlib.sha256(arrays["jpeg"].data).hexdigest(),
+    )
+    return decode_all(encoded, preprocessing, options)
+
+
+def labelled_arrays(
+    arrays: Mapping[str, NDArray[Any]], *, preprocessing: Preprocessing, limit: int | None, where: str
+) -> LabelledImages:
+    """Make a data set of the arrays ``images``, ``labels`` and ``classes`` of the plain layout.
+
+    Args:
+        arrays: See :func:`read_npz`.
+        preprocessing: Size and channels that the network reads.
+        limit: Use this many images evenly spread over the data, None for all.
+        where: Where they come from.
+
+    Raises:
+        DataError: If they do not fit together or the network.
+        MissingDependencyError: If images must be resized and Pillow is not installed.
+    """
+    if "images" not in arrays:
+        raise DataError("holds neither 'images' nor 'jpeg'", where=where, hint=_LAYOUT_HINT)
+    total = len(arrays["images"]) if arrays["images"].ndim else 0
+    if total == 0:
+        raise DataError("holds no images", where=where)
+    labels, classes = _read_labels(arrays, total, where=where)
+    picked = spread_indices(total, limit)
+    return LabelledImages(_read_plain(arrays, picked, preprocessing, where=where), labels[picked], classes, where)
+
+
+def _array_names(path: Path, split: str, *, where: str) -> tuple[dict[str, str], list[str]]:
+    """Names in the archive of the arrays that the split needs, and of the other splits' labels."""
+    present = _present(path, where=where)
+    if "images" in present or "jpeg" in present:
+        return {name: name for name in _ARRAYS}, []
+    prefixes = [prefix for names in SPLITS.values() for prefix in names]
+    found: dict[str, tuple[str, str]] = {}
+    for prefix in prefixes:
+        for images, labels in ((f"{prefix}_images", f"{prefix}_labels"), (f"x_{prefix}", f"y_{prefix}")):
+            if images in present:
+                found.setdefault(prefix, (images, labels))
+    chosen = next((prefix for prefix in SPLITS[split] if prefix in found), None)
+    if found and chosen is None:
+        raise DataError(f"has no images of the split {split!r}", where=where, hint=f"it has {', '.join(found)}")
+    if chosen is None:
+        return {name: name for name in _ARRAYS}, []
+    images, labels = found.pop(chosen)
+    return {"images": images, "labels": labels, "classes": "classes"}, [names[1] for names in found.values()]
+
+
+def _present(path: Path, *, where: str) -> set[str]:
+    """Names of the arrays in an archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except _ARCHIVE_ERRORS as error:
+        raise DataError(f"not a readable .npz archive: {error}", where=where) from error
+
+
+def _renamed(arrays: Mapping[str, NDArray[Any]], names: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    """Arrays by the names that they have in the plain layout."""
+    return {name: arrays[stored] for name, stored in names.items() if stored in arrays}
+
+
+def _numbered_classes(labels: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Classes without names are numbered up to the largest label of any split; wrong labels are found later."""
+    usable = [values for values in labels if values.dtype.kind in "iu" and values.size]
+    highest = max((int(values.max()) for values in usable), default=-1)
+    if not 0 <= highest < MAX_CLASSES:
+        return {}
+    return {"classes": np.array([str(index) for index in range(highest + 1)])}
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, *, where: str) -> NDArray[Any]:
@@ -180,13 +277,8 @@ def _count_packed(arrays: Mapping[str, NDArray[Any]], *, where: str) -> int:
     return len(offsets) - 1
 
 
-def _unpack(
-    arrays: Mapping[str, NDArray[Any]], picked: NDArray[np.int64], preprocessing: Preprocessing, *, where: str
-) -> NDArray[np.uint8]:
-    """Decode the images of the packed layout."""
+def _packed(arrays: Mapping[str, NDArray[Any]], index: int) -> bytes:
+    """One file of the packed layout."""
     jpeg, offsets = arrays["jpeg"], arrays["offsets"]
-    images = empty_images(len(picked), preprocessing, dtype=np.dtype(np.uint8), where=where)
-    for position, index in enumerate(picked):
-        data = jpeg[offsets[index] : offsets[index + 1]].tobytes()
-        images[position] = decode(data, preprocessing, where=f"{where}: image {index}")
-    return images
+    content: bytes = jpeg[offsets[index] : offsets[index + 1]].tobytes()
+    return content

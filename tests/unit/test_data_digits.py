@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import eqdeploy
-from eqdeploy.data import DIGITS_PREPROCESSING, Preprocessing, load_data
+from eqdeploy.data import DIGITS_PREPROCESSING, LoadOptions, Preprocessing, load_data
 from eqdeploy.data.digits import load_digits
 from eqdeploy.errors import DataError, UsageError
 
@@ -94,11 +94,16 @@ def test_wrong_split_or_limit_is_a_usage_error(split: str, limit: int | None) ->
         load_data("digits", split=split, preprocessing=DIGITS_PREPROCESSING, limit=limit)
 
 
-def test_example_in_the_documentation_runs() -> None:
+def test_examples_in_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(eqdeploy.__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    function, loading = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     names: dict[str, object] = {}
-    exec(example, names)
+    exec(loading, names)
     inputs = names["inputs"]
     assert isinstance(inputs, np.ndarray)
     assert (inputs.dtype, inputs.shape) == (np.float32, (597 % 128, 1, 8, 8))
+    (tmp_path / "documented_data.py").write_text(function)
+    monkeypatch.chdir(tmp_path)
+    options = LoadOptions(run_code=True)
+    data = load_data("documented_data:blobs", split="train", preprocessing=DIGITS_PREPROCESSING, options=options)
+    assert (data.images.shape, data.classes) == ((200, 1, 8, 8), ("plain", "blob"))

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from eqdeploy.data import LabelledImages, Preprocessing, load_data, load_images
+from eqdeploy.data import LabelledImages, LoadOptions, Preprocessing, load_data, load_images
 from eqdeploy.errors import DataError
 
 GREY = Preprocessing((4, 5), 1, (0.0,), (1.0,))
@@ -257,3 +257,50 @@ def test_packed_layout_with_a_wrong_index_is_refused(tmp_path: Path, change: dic
 def test_packed_layout_without_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'offsets' is missing"):
         load(save(tmp_path / "a.npz", {"jpeg": pixels(9)}))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (("train_images", "train_labels"), ("test_images", "test_labels")),
+        (("train_images", "train_labels"), ("val_images", "val_labels")),
+        (("x_train", "y_train"), ("x_test", "y_test")),
+        (("x_train", "y_train"), ("x_validation", "y_validation")),
+    ],
+)
+def test_one_archive_with_all_splits(tmp_path: Path, train: tuple[str, str], test: tuple[str, str]) -> None:
+    first, second = pixels(6, 3, 4, 5), pixels(4, 3, 4, 5)
+    arrays = {train[0]: first, train[1]: np.array([0, 1, 2, 3, 4, 5]), test[0]: second, test[1]: np.array([1, 0, 2, 0])}
+    reference = save(tmp_path / "a.npz", arrays)
+    loaded = {split: load_data(reference, split=split, preprocessing=COLOUR) for split in ("train", "test")}
+    assert np.array_equal(loaded["train"].images, first)
+    assert np.array_equal(loaded["test"].images, second)
+    assert loaded["test"].labels.tolist() == [1, 0, 2, 0]
+    # The held-out images lack the last classes, and yet both splits have the same ones.
+    assert loaded["train"].classes == loaded["test"].classes == tuple("012345")
+    named = save(tmp_path / "b.npz", arrays | {"classes": np.array(list("abcdefg"))})
+    assert load(named).classes == tuple("abcdefg")
+
+
+def test_one_archive_without_a_split(tmp_path: Path) -> None:
+    arrays = {"train_images": pixels(6, 3, 4, 5), "train_labels": np.zeros(6, int)}
+    with pytest.raises(DataError, match=r"a\.npz: has no images of the split 'test' \(it has train\)"):
+        load(save(tmp_path / "a.npz", arrays))
+
+
+def test_unnamed_classes_are_counted_over_all_archives(tmp_path: Path) -> None:
+    save(tmp_path / "train.npz", {"images": pixels(3, 3, 4, 5), "labels": np.array([0, 1, 7])})
+    save(tmp_path / "test.npz", {"images": pixels(2, 3, 4, 5), "labels": np.array([0, 3])})
+    for split in ("train", "test"):
+        assert len(load_data(str(tmp_path), split=split, preprocessing=COLOUR).classes) == 8
+    save(tmp_path / "train.npz", {"images": pixels(3, 3, 4, 5), "labels": np.array([0, 1, -7])})
+    with pytest.raises(DataError, match=r"train\.npz: labels run from -7 to 1"):
+        load_data(str(tmp_path), split="train", preprocessing=COLOUR)
+
+
+def test_packed_layout_skips_damaged_images_if_asked_for(tmp_path: Path) -> None:
+    good = encode(pixels(4, 5, 3))
+    reference = save(tmp_path / "a.npz", pack([good, good[:40], good]) | {"labels": np.array([0, 1, 1])})
+    data = load_data(reference, split="train", preprocessing=COLOUR, options=LoadOptions(errors="skip"))
+    assert data.labels.tolist() == [0, 1]
+    assert "image 1: not a readable image" in data.skipped[0]

@@ -174,13 +174,13 @@ def test_digits_resnet_learns_the_digits() -> None:
     model, augmentation = build("digits-resnet", {}), Augmentation(shift=1)
     assert 20_000 <= sum(parameter.numel() for parameter in model.parameters()) <= 40_000
     train, test = (load_data("digits", split=split, preprocessing=DIGITS_PREPROCESSING) for split in ("train", "test"))
-    images = torch.from_numpy(DIGITS_PREPROCESSING.apply(train.images))
-    labels, fill = torch.from_numpy(train.labels), torch.from_numpy(DIGITS_PREPROCESSING.black)
+    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(7):
         for rows in torch.split(torch.randperm(len(images), generator=generator), 32):
             optimizer.zero_grad()
-            logits = model(augmentation.apply(images[rows], generator, fill=fill))
+            variation = augmentation.draw(len(rows), generator)
+            logits = model(augmentation.vary(images[rows], DIGITS_PREPROCESSING, variation))
             torch.autograd.backward(nn.functional.cross_entropy(logits, labels[rows]))
             optimizer.step()
     with torch.no_grad():
