@@ -33,7 +33,7 @@ def average_bits(plan: DevicePlan, network: NetworkDescription) -> AverageBits:
     """
     weights = {layer.name: (plan.weight[layer.name].trained.bits, layer.parameters) for layer in network.layers}
     activations = {
-        tensor.tensor: (tensor.device.bits, network.tensor[tensor.tensor].elements)
+        tensor.merged_copy or tensor.tensor: (tensor.device.bits, network.tensor[tensor.tensor].elements)
         for tensor in plan.tensors
         if tensor.device is not None
     }

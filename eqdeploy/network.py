@@ -36,11 +36,65 @@ class OpKind(StrEnum):
     RESHAPE = "reshape"
     TRANSPOSE = "transpose"
     RESIZE = "resize"
+    REQUANTIZE = "requantize"
     OTHER = "other"
 
 
 #: Operations with trained, quantized weights.
 LAYER_KINDS = frozenset({OpKind.CONV, OpKind.CONV_TRANSPOSE, OpKind.LINEAR})
+
+#: Operations whose output lies between the smallest and the largest of their inputs.
+BOUND_PRESERVING_KINDS = frozenset(
+    {
+        OpKind.MAX_POOL,
+        OpKind.AVERAGE_POOL,
+        OpKind.GLOBAL_AVERAGE_POOL,
+        OpKind.RESHAPE,
+        OpKind.TRANSPOSE,
+        OpKind.RESIZE,
+        OpKind.CONCAT,
+        OpKind.REQUANTIZE,
+    }
+)
+
+
+class BatchNormTraining(StrEnum):
+    """What a supernet trains behind a layer that a BatchNorm follows.
+
+    All but ``separate`` fold the gain of each channel into the weight before training, so that the quantizer sees
+    the weight that a device gets; what remains behind the layer has one gain for all channels, which any weight scale
+    takes in exactly.
+
+    Attributes:
+        SEPARATE: The BatchNorm itself: statistics and gain per channel.
+        FOLDED: Mean per channel, one variance and one gain for the layer, bias per channel.
+        FOLDED_MEAN: Mean and bias per channel; the gain is 1.
+        FOLDED_BIAS: Bias per channel, no statistics; the gain is 1.
+    """
+
+    SEPARATE = "separate"
+    FOLDED = "folded"
+    FOLDED_MEAN = "folded_mean"
+    FOLDED_BIAS = "folded_bias"
+
+
+class ScaleTraining(StrEnum):
+    """Which scales a supernet is trained with: any, or powers of two only."""
+
+    FREE = "free"
+    POWER_OF_TWO = "power_of_two"
+
+
+class Residual(StrEnum):
+    """What a residual addition reads of a tensor that a layer reads, too.
+
+    Attributes:
+        QUANTIZED: The same quantized value as the layer.
+        FLOAT: The value itself; the layer reads a quantized copy, a tensor of kind :attr:`OpKind.REQUANTIZE`.
+    """
+
+    QUANTIZED = "quantized"
+    FLOAT = "float"
 
 
 @dataclass(frozen=True)
@@ -53,6 +107,9 @@ class ElasticSpace:
         symmetries: Symmetries of weights, and of activations that take negative values.
         narrow: Whether symmetric weights use the narrow range.
         boundary_bits: Width that the first and the last layer are deployed with; must be one of ``bits``.
+        batch_norm: What is trained behind layers that a BatchNorm follows.
+        scales: Which scales are trained.
+        residual: What a residual addition reads of a tensor that a layer reads, too.
 
     Raises:
         ValueError: If a field is empty, unsorted, repeated or out of range.
@@ -63,6 +120,9 @@ class ElasticSpace:
     symmetries: tuple[Symmetry, ...] = (Symmetry.SYMMETRIC, Symmetry.ASYMMETRIC)
     narrow: bool = False
     boundary_bits: int = 8
+    batch_norm: BatchNormTraining = BatchNormTraining.SEPARATE
+    scales: ScaleTraining = ScaleTraining.FREE
+    residual: Residual = Residual.QUANTIZED
 
     def __post_init__(self) -> None:
         for name in ("bits", "granularities", "symmetries"):

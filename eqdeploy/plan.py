@@ -93,6 +93,8 @@ class TensorPlan:
         float_readers: Names of the operations that read the unquantized value (the main branch of a
             residual add on TensorRT); every other reader sees the quantized value.
         reason: Why, for people.
+        merged_copy: Name of its quantized copy (kind REQUANTIZE), if the device holds both in one buffer: the copy's
+            trained quantizer is this tensor's then, and all readers read the quantized value.
     """
 
     tensor: str
@@ -104,6 +106,7 @@ class TensorPlan:
     fixed: FixedEncoding | None
     float_readers: tuple[str, ...]
     reason: str
+    merged_copy: str | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ KeyPath = tuple[str | int, ...]
 #: Operators with more than one input tensor.
 MULTI_INPUT_KINDS = frozenset({OpKind.ADD, OpKind.MUL, OpKind.CONCAT, OpKind.MATMUL})
 
+#: Kinds of tensors that no operator of a device computes.
+_NO_OPERATORS = frozenset({OpKind.INPUT, OpKind.REQUANTIZE, OpKind.OTHER})
+
 
 class IntegerRange(StrEnum):
     """Whether a signed range uses its lowest value: ``full`` −2^(b−1) … 2^(b−1)−1, ``narrow`` without it."""
@@ -115,7 +118,7 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _operator(kind: OpKind) -> OpKind:
-    if kind in (OpKind.INPUT, OpKind.OTHER):
+    if kind in _NO_OPERATORS:
         reject((), f"{kind} is not an operator that a device can be asked to quantize")
     return kind
 
@@ -137,7 +140,7 @@ Text = Annotated[str, Field(min_length=1)]
 Operator = Annotated[
     OpKind,
     AfterValidator(_operator),
-    _enumerated([kind for kind in OpKind if kind not in (OpKind.INPUT, OpKind.OTHER)]),
+    _enumerated([kind for kind in OpKind if kind not in _NO_OPERATORS]),
 ]
 LayerOperator = Annotated[OpKind, AfterValidator(_layer), _enumerated([kind for kind in OpKind if kind in LAYER_KINDS])]
 BitChoices = Annotated[tuple[Bits, ...], Field(min_length=1), _OneOrMore()]

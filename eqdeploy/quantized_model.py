@@ -51,7 +51,7 @@ class FoldedLayer:
 
     Attributes:
         layer: Layer name.
-        method: ``into_scale``, ``requantize`` or ``none`` (no BatchNorm).
+        method: ``into_scale``, ``requantize`` (also where a scale had to become a power of two) or ``none``.
         exact: Whether the integers on the device are those that were trained.
         relative_error: Norm of (device weight − subnet's folded weight) over the norm of the latter.
         negated_channels: Channels with a negative BatchNorm gain.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from eqdeploy.plan import BiasFormat, Coverage, DevicePlan, EncodingSource, Fixe
 from eqdeploy.profile_fields import Bias, Rounding, ScaleConstraint, Storage
 from eqdeploy.profile_schema import DeviceProfile
 from eqdeploy.quant.form import MAXIMUM_BITS, Form, Granularity, Symmetry
+from eqdeploy.resolution.copies import merged_copies, with_copies, without_copies
 from eqdeploy.resolution.coverage import encoded_tensors, float_readers, why_float
 from eqdeploy.resolution.explanation import LayerRow, TensorRow, explain_layers, explain_tensors
 from eqdeploy.resolution.forms import (
@@ -48,11 +50,20 @@ def resolve(profile: DeviceProfile, network: NetworkDescription, subnet: SubnetC
     given_weights, given_activations = _given_forms(network, subnet)
     weights = tuple(plan_weight(profile, network, layer, given_weights.get(layer.name)) for layer in network.layers)
     tensors = _plan_tensors(profile, network, given_activations)
+    merged = merged_copies(network, {plan.tensor: plan for plan in tensors})
+    if merged:
+        given = {merged.get(name, name): form for name, form in given_activations.items()}
+        plans = _plan_tensors(profile, without_copies(network, merged), given)
+        tensors = with_copies(network, merged, {plan.tensor: plan for plan in plans})
     return DevicePlan(
         profile=profile.name,
         subnet=SubnetConfig(
             weights=tuple((plan.layer, plan.trained) for plan in weights),
-            activations=tuple((plan.tensor, plan.trained) for plan in tensors if plan.trained is not None),
+            activations=tuple(
+                (plan.tensor, plan.trained)
+                for plan in tensors
+                if plan.trained is not None and network.tensor[plan.tensor].trained
+            ),
         ),
         weights=weights,
         tensors=tensors,
@@ -182,6 +193,12 @@ def _refuse_unsupported(profile: DeviceProfile, network: NetworkDescription) -> 
                 hint=f"add {layer.op}, or replace the layer",
             )
     for kind, rule in profile.operators.fixed.items():
+        if profile.activations.scale is ScaleConstraint.POWER_OF_TWO and math.frexp(rule.scale)[0] != 0.5:
+            raise ProfileError(
+                f"{rule.scale} is no power of two",
+                where=f"{profile.name}: operators.fixed.{kind}.scale",
+                hint="activations.scale: power_of_two allows no other scale",
+            )
         if rule.bits > MAXIMUM_BITS:
             raise ProfileError(
                 f"{rule.bits} bits are not supported yet", where=f"{profile.name}: operators.fixed.{kind}.bits"

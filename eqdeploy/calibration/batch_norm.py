@@ -46,12 +46,16 @@ class _Moments:
         self.sum_of_squares += count * (variance + mean.square())
 
     def write(self, module: nn.Module) -> None:
-        """Replace the running statistics of a BatchNorm; the variance is unbiased, as torch keeps it."""
+        """Replace the running statistics of a BatchNorm; the variance is unbiased, as torch keeps it.
+
+        One variance for the whole layer is the mean of its channels'.
+        """
         mean = self.sum / self.count
         variance = (self.sum_of_squares / self.count - mean.square()).clip(min=0.0)
         for name, value in (("running_mean", mean), ("running_var", variance * (self.count / max(self.count - 1, 1)))):
             buffer = getattr(module, name)
-            buffer.copy_(value.to(buffer))
+            if buffer is not None:
+                buffer.copy_((value if buffer.ndim else value.mean()).to(buffer))
 
 
 @torch.no_grad()
@@ -122,10 +126,8 @@ def _forward(model: nn.Module, batch: Tensor) -> None:
 def _only_training(model: nn.Module, norms: Sequence[nn.Module]) -> Iterator[None]:
     """Put ``norms`` in training mode and all else in evaluation mode; restore modes and statistics counters after."""
     modes = [(module, module.training) for module in model.modules()]
-    saved = [
-        (norm, norm.momentum, norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked.clone())  # type: ignore[operator]
-        for norm in norms
-    ]
+    momenta = [(norm, norm.momentum) for norm in norms]
+    saved = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
     model.eval()
     for norm in norms:
         norm.training = True
@@ -135,8 +137,7 @@ def _only_training(model: nn.Module, norms: Sequence[nn.Module]) -> Iterator[Non
     finally:
         for module, training in modes:
             module.training = training
-        for norm, momentum, mean, variance, tracked in saved:
+        for norm, momentum in momenta:
             norm.momentum = momentum
-            norm.running_mean.copy_(mean)  # type: ignore[operator]
-            norm.running_var.copy_(variance)  # type: ignore[operator]
-            norm.num_batches_tracked.copy_(tracked)  # type: ignore[operator]
+        for buffer, before in saved:
+            buffer.copy_(before)

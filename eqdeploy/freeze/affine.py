@@ -25,12 +25,13 @@ def channel_affine(supernet: Supernet, layer: LayerInfo) -> ChannelAffine:
     if layer.batch_norm is None:
         return ChannelAffine(np.ones(channels), bias)
     norm = supernet.graph_module.get_submodule(layer.batch_norm)
-    mean, variance = (to_numpy(value).astype(np.float64) for value in (norm.running_mean, norm.running_var))
     gamma, beta = _optional(norm, "weight", np.ones(channels)), _optional(norm, "bias", np.zeros(channels))
-    epsilon = norm.eps
+    mean, epsilon = _optional(norm, "running_mean", np.zeros(channels)), norm.eps
     assert isinstance(epsilon, float)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        gain = gamma / np.sqrt(variance + epsilon)
+        if norm.running_var is not None:
+            gamma = gamma / np.sqrt(to_numpy(norm.running_var).astype(np.float64) + epsilon)
+        gain = np.array(np.broadcast_to(gamma, channels))  # trained folded, a layer has one gain
         return ChannelAffine(gain, beta + (bias - mean) * gain)
 
 

@@ -91,6 +91,7 @@ class _Recorder(fx.Interpreter):
         finally:
             for quantizer, form in zip(quantizers, active, strict=True):
                 quantizer.activate(form)
+            self._supernet.update_accumulator_scales()
         return self._tensors
 
     def run_node(self, n: fx.Node) -> Any:

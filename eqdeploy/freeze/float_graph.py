@@ -130,6 +130,28 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
     return graph
 
 
+def without_nodes(model: onnx.ModelProto, merged: Mapping[str, str]) -> onnx.ModelProto:
+    """Remove nodes that only pass a value on.
+
+    Args:
+        model: The graph; changed in place.
+        merged: For the output of each node to remove, the value that its readers read instead.
+
+    Returns:
+        The same graph.
+    """
+    if merged:
+        kept = [node for node in model.graph.node if not any(name in merged for name in node.output)]
+        for node in kept:
+            node.input[:] = [merged.get(name, name) for name in node.input]
+        values = [value for value in model.graph.value_info if value.name not in merged]
+        for field, items in ((model.graph.node, kept), (model.graph.value_info, values)):
+            copies = [copy.deepcopy(item) for item in items]
+            del field[:]
+            field.extend(copies)
+    return model
+
+
 def mark(x: Tensor, name: str) -> Tensor:
     """Mark a tensor with its name; exists only while the graph is exported."""
     marked: Tensor = torch.onnx.ops.symbolic(

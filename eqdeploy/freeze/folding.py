@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from eqdeploy.network import LayerInfo, OpKind
 from eqdeploy.plan import BatchNormFolding, WeightPlan
-from eqdeploy.quant.encoding import Encoding
+from eqdeploy.quant.encoding import Encoding, are_powers_of_two
 from eqdeploy.quant.form import Form, Granularity, Symmetry
-from eqdeploy.quant.initialize import minimize_error, subsample
+from eqdeploy.quant.initialize import minimize_error, nearest_powers_of_two, subsample
 from eqdeploy.quantized_model import FoldedLayer
 
 #: Scales below this are treated as zero: their products with activation scales would leave normal float32.
@@ -66,7 +66,13 @@ class FoldedWeight:
 
 
 def fold(
-    weight: NDArray[np.float32], trained: Encoding, affine: ChannelAffine, layer: LayerInfo, plan: WeightPlan
+    weight: NDArray[np.float32],
+    trained: Encoding,
+    affine: ChannelAffine,
+    layer: LayerInfo,
+    plan: WeightPlan,
+    *,
+    power_of_two: bool = False,
 ) -> FoldedWeight:
     """Quantize a weight in its trained form and fold the gain that follows.
 
@@ -76,12 +82,13 @@ def fold(
         affine: BatchNorm as gain and shift; gain one where there is none.
         layer: The layer.
         plan: What the device wants.
+        power_of_two: Whether scales must be powers of two. Where one is not, the weight is quantized again.
 
     Returns:
         The weight in the device's form and storage.
 
     Raises:
-        ValueError: If there is a gain to fold but the plan has no method.
+        ValueError: If there is a gain to fold but the plan has no method, or one scale for gains that differ.
     """
     if plan.folding is None and not bool(np.all(affine.gain == 1.0)):
         raise ValueError(f"{layer.name}: the plan does not say how BatchNorm is folded")
@@ -89,10 +96,12 @@ def fold(
     target = trained.dequantize(codes).astype(np.float64) * expand(affine.gain, layer)
     if plan.folding is None:
         result = FoldedWeight(codes, trained, _report(layer, "none", exact=True))
-    elif plan.folding is BatchNormFolding.INTO_SCALE and not _gain_needs_groups(layer):
+    elif plan.folding is BatchNormFolding.INTO_SCALE and (_is_one(affine.gain) or not _gain_needs_groups(layer)):
         result = _fold_into_scale(codes, trained, affine.gain, layer, plan.device)
     else:
-        result = _requantize(target, layer, plan.device)
+        result = _requantize(target, layer, plan.device, power_of_two=power_of_two)
+    if power_of_two and not are_powers_of_two(result.encoding.scale).all():
+        result = _requantize(target, layer, plan.device, power_of_two=True)
     result = _stored(result, plan.device)
     dead = int(np.count_nonzero(_constant_channels(result, layer.channel_axis)))
     return replace(
@@ -106,7 +115,14 @@ def fold(
     )
 
 
-def fit_bias(folded: FoldedWeight, layer: LayerInfo, shift: NDArray[np.float64], input_scale: float) -> FoldedWeight:
+def fit_bias(
+    folded: FoldedWeight,
+    layer: LayerInfo,
+    shift: NDArray[np.float64],
+    input_scale: float,
+    *,
+    power_of_two: bool = False,
+) -> FoldedWeight:
     """Adjust weight scales so that the bias is an int32 on the accumulator's grid s_x · s_w, and an accurate one.
 
     A channel whose scale is too small for its bias is quantized again on a wider one. Where all weights that share a
@@ -117,6 +133,7 @@ def fit_bias(folded: FoldedWeight, layer: LayerInfo, shift: NDArray[np.float64],
         layer: The layer.
         shift: Bias of each output channel, float64, shape (C,).
         input_scale: Scale of the layer's input.
+        power_of_two: Whether scales must be powers of two.
 
     Returns:
         The same weight when nothing needs to change.
@@ -132,7 +149,8 @@ def fit_bias(folded: FoldedWeight, layer: LayerInfo, shift: NDArray[np.float64],
     zero = folded.codes == _zero(folded)
     constant = zero.all() if encoding.axis is None else _rows(zero, encoding.axis).all(axis=1)
     scale = np.where(constant & (magnitude > 0), magnitude / (input_scale * _CONSTANT_STEPS), scale)
-    scale = np.asarray(np.maximum(scale, SMALLEST_SCALE), dtype=np.float32)
+    scale = np.maximum(scale, SMALLEST_SCALE)
+    scale = np.asarray(next_power_of_two(scale) if power_of_two else scale, dtype=np.float32)
     if np.array_equal(scale, encoding.scale):
         return folded
     adjusted = replace(encoding, scale=scale)
@@ -146,6 +164,12 @@ def fit_bias(folded: FoldedWeight, layer: LayerInfo, shift: NDArray[np.float64],
     return FoldedWeight(codes, adjusted, report)
 
 
+def next_power_of_two(scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The power of two that is not smaller, for positive values."""
+    mantissa, exponent = np.frexp(scale)
+    return np.asarray(np.ldexp(1.0, exponent - (mantissa == 0.5)), dtype=np.float64)
+
+
 def _constant_channels(folded: FoldedWeight, axis: int) -> NDArray[np.bool_]:
     """Channels whose weights are all zero."""
     return np.asarray((_rows(folded.codes - _zero(folded), axis) == 0).all(axis=1))
@@ -154,12 +178,20 @@ def _constant_channels(folded: FoldedWeight, axis: int) -> NDArray[np.bool_]:
 def _fold_into_scale(
     codes: NDArray[np.int32], trained: Encoding, gain: NDArray[np.float64], layer: LayerInfo, device: Form
 ) -> FoldedWeight:
-    """Multiply the scale of each channel by |gain|; mirror the codes of channels with a negative gain."""
-    channels = gain.size
+    """Multiply each scale by |gain|; mirror the codes of channels with a negative gain.
+
+    There is one scale per channel, or one in all if the device has one and the gain is one number.
+    """
+    axis = layer.channel_axis if device.granularity is Granularity.PER_CHANNEL else None
+    if axis is None and not (_is_one(gain) and trained.axis is None):
+        raise ValueError(f"{layer.name}: one scale cannot take in gains that differ between channels")
+    # Groups of a transposed convolution share scales: there the gain is one number, too.
+    channels = 1 if axis is None else codes.shape[axis]
+    gain = gain[:channels]
     scale = np.broadcast_to(trained.scale.astype(np.float64), (channels,)) * np.abs(gain)
     zero_point = np.broadcast_to(trained.zero_point, (channels,)).astype(np.int32)
     dead = scale < SMALLEST_SCALE
-    rows = _rows(codes, layer.channel_axis).copy()
+    rows = (codes.reshape(1, -1) if axis is None else _rows(codes, axis)).copy()
     rows[dead] = zero_point[dead, None]
     negative = (gain < 0) & ~dead
     mirror = trained.q_min + trained.q_max
@@ -171,21 +203,21 @@ def _fold_into_scale(
     else:
         exact = not bool(np.any(rows[negative] == trained.q_min))
         rows[negative] = np.clip(-rows[negative], trained.q_min, trained.q_max)
+    shape = () if axis is None else (channels,)
     encoding = Encoding(
-        scale=np.where(dead, 1.0, scale).astype(np.float32),
-        zero_point=zero_point,
+        scale=np.where(dead, 1.0, scale).astype(np.float32).reshape(shape),
+        zero_point=zero_point.reshape(shape),
         q_min=trained.q_min,
         q_max=trained.q_max,
         bits=trained.bits,
         signed=trained.signed,
-        axis=layer.channel_axis,
+        axis=axis,
     )
-    return FoldedWeight(
-        _unrows(rows, codes.shape, layer.channel_axis), encoding, _report(layer, "into_scale", exact=exact)
-    )
+    folded = rows.reshape(codes.shape) if axis is None else _unrows(rows, codes.shape, axis)
+    return FoldedWeight(folded, encoding, _report(layer, "into_scale", exact=exact))
 
 
-def _requantize(target: NDArray[np.float64], layer: LayerInfo, device: Form) -> FoldedWeight:
+def _requantize(target: NDArray[np.float64], layer: LayerInfo, device: Form, *, power_of_two: bool) -> FoldedWeight:
     """Quantize folded weights again with the smallest error that the device's form allows."""
     # Searched in the signed range of the same width; storage is settled afterwards.
     form = replace(device, signed=True)
@@ -194,6 +226,8 @@ def _requantize(target: NDArray[np.float64], layer: LayerInfo, device: Form) -> 
     rows = _rows(values, layer.channel_axis) if per_channel else values.reshape(1, -1)
     sample = subsample(torch.from_numpy(np.ascontiguousarray(rows)), _MAXIMUM_VALUES)
     scale, zero_point = minimize_error(sample, form)
+    if power_of_two:
+        scale, zero_point = nearest_powers_of_two(sample, scale, zero_point, form)
     shape = (-1,) if per_channel else ()
     encoding = Encoding(
         scale=np.maximum(scale.numpy(), SMALLEST_SCALE).reshape(shape),
@@ -214,6 +248,11 @@ def _stored(folded: FoldedWeight, device: Form) -> FoldedWeight:
     encoding = folded.encoding.stored_as(signed=device.signed)
     shift = encoding.q_min - folded.encoding.q_min
     return replace(folded, codes=(folded.codes + shift).astype(np.int32), encoding=encoding)
+
+
+def _is_one(gain: NDArray[np.float64]) -> bool:
+    """Whether all channels have the same gain."""
+    return bool(np.all(gain == gain[0]))
 
 
 def _gain_needs_groups(layer: LayerInfo) -> bool:

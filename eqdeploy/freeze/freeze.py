@@ -14,12 +14,13 @@ from torch import Tensor
 from eqdeploy.calibration.ranges import calibrate_encodings
 from eqdeploy.errors import ProfileError, ValidationError
 from eqdeploy.freeze.affine import channel_affine, to_numpy
-from eqdeploy.freeze.float_graph import FloatGraph
-from eqdeploy.freeze.folding import ChannelAffine, fit_bias, fold
+from eqdeploy.freeze.float_graph import FloatGraph, without_nodes
+from eqdeploy.freeze.folding import ChannelAffine, fit_bias, fold, next_power_of_two
 from eqdeploy.network import LayerInfo, OpKind, TensorInfo
 from eqdeploy.plan import BiasFormat, DevicePlan, EncodingSource, TensorPlan
-from eqdeploy.quant.encoding import Encoding
+from eqdeploy.quant.encoding import Encoding, are_powers_of_two
 from eqdeploy.quant.form import Form, Symmetry
+from eqdeploy.quant.initialize import nearest_powers_of_two
 from eqdeploy.quantized_model import FoldedLayer, QuantizedModel, QuantizedParameter, QuantizedTensor
 from eqdeploy.supernet.supernet import Supernet
 
@@ -39,11 +40,13 @@ class _FrozenLayer:
 
 
 def tensors_to_calibrate(plan: DevicePlan) -> tuple[str, ...]:
-    """Tensors whose values must be sampled: those with a calibrated range, and those that share it."""
+    """Tensors whose values must be sampled: those with a calibrated range, and those that share it.
+
+    Where scales must be powers of two, trained ones may have to be rounded: up or down, as the values say.
+    """
+    sampled = {EncodingSource.CALIBRATED} | ({EncodingSource.TRAINED} if plan.power_of_two_scales else set())
     return tuple(
-        tensor.tensor
-        for tensor in plan.tensors
-        if plan.tensor[tensor.shares_with or tensor.tensor].source is EncodingSource.CALIBRATED
+        tensor.tensor for tensor in plan.tensors if plan.tensor[tensor.shares_with or tensor.tensor].source in sampled
     )
 
 
@@ -60,8 +63,6 @@ def freeze(supernet: Supernet, plan: DevicePlan, graph: FloatGraph, samples: Map
         ProfileError: If a layer reads a tensor without encoding but the device wants an integer bias.
         ValidationError: If a number of a layer is not finite or leaves float32.
     """
-    if plan.power_of_two_scales:
-        raise ProfileError("power-of-two scales are not supported yet", where=f"{plan.profile}: scale")
     notes: list[str] = []
     encodings = _activation_encodings(supernet, plan, samples, notes)
     layers = [
@@ -75,12 +76,13 @@ def freeze(supernet: Supernet, plan: DevicePlan, graph: FloatGraph, samples: Map
         elif layer.float_bias is not None:
             values[layer.weight.name.removesuffix("weight") + "bias"] = layer.float_bias
     parameters = [layer.weight for layer in layers] + [layer.bias for layer in layers if layer.bias is not None]
+    merged = {tensor.merged_copy: tensor.tensor for tensor in plan.tensors if tensor.merged_copy is not None}
     return QuantizedModel(
-        graph=graph.filled(values),
+        graph=without_nodes(graph.filled(values), merged),
         activations={
             tensor.tensor: QuantizedTensor(tensor.tensor, encodings[tensor.tensor], frozenset(tensor.float_readers))
             for tensor in plan.tensors
-            if tensor.tensor in encodings
+            if tensor.tensor in encodings and tensor.tensor not in merged
         },
         parameters={parameter.name: parameter for parameter in parameters},
         coverage={tensor.tensor: tensor.coverage for tensor in plan.tensors},
@@ -93,16 +95,38 @@ def freeze(supernet: Supernet, plan: DevicePlan, graph: FloatGraph, samples: Map
 def _activation_encodings(
     supernet: Supernet, plan: DevicePlan, samples: Mapping[str, Tensor], notes: list[str]
 ) -> dict[str, Encoding]:
-    """Encodings of all tensors that carry one, in network order."""
+    """Encodings of all tensors that carry one, in network order; merged copies have that of their tensor."""
     pooled: dict[str, list[Tensor]] = {}
     for name in tensors_to_calibrate(plan):
         pooled.setdefault(plan.tensor[name].shares_with or name, []).append(samples[name])
     values = {owner: torch.cat(parts, dim=1) for owner, parts in pooled.items()}
-    forms = {owner: form for owner in values if (form := plan.tensor[owner].device) is not None}
-    calibrated = calibrate_encodings(values, forms)
+    owners = _owner_encodings(supernet, plan, values, notes)
+    if plan.power_of_two_scales:
+        owners |= _with_powers_of_two(supernet, plan, owners, values, notes)
+    for name, encoding in owners.items():
+        if plan.tensor[name].source is not EncodingSource.FIXED:
+            owners[name] = _at_least(encoding, plan, name, notes)
+    encodings: dict[str, Encoding] = {}
+    for tensor in plan.tensors:
+        if tensor.source is not EncodingSource.NONE:
+            owner = tensor.shares_with if tensor.source is EncodingSource.SHARED else tensor.tensor
+            assert owner is not None  # promised by the plan
+            encodings[tensor.tensor] = _clipped(owners[owner], supernet.network.tensor[tensor.tensor])
+            if tensor.merged_copy is not None:
+                encodings[tensor.merged_copy] = encodings[tensor.tensor]
+    return encodings
+
+
+def _owner_encodings(
+    supernet: Supernet, plan: DevicePlan, values: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, Encoding]:
+    """Encodings of the tensors that have one of their own: trained, calibrated or fixed."""
+    measured = {owner: values[owner] for owner in values if plan.tensor[owner].source is EncodingSource.CALIBRATED}
+    forms = {owner: form for owner in measured if (form := plan.tensor[owner].device) is not None}
+    calibrated = calibrate_encodings(measured, forms)
     notes.extend(
         f"{name}: no calibration image excites this tensor, its scale is arbitrary"
-        for name, sample in values.items()
+        for name, sample in measured.items()
         if not bool(sample.any())
     )
     quantizers = supernet.activation_quantizers()
@@ -111,22 +135,13 @@ def _activation_encodings(
         if tensor.source is EncodingSource.TRAINED:
             assert tensor.trained is not None  # promised by the plan
             assert tensor.device is not None
-            trained = quantizers[tensor.tensor].encoding(tensor.trained)
+            trained = quantizers[tensor.merged_copy or tensor.tensor].encoding(tensor.trained)
             owners[tensor.tensor] = _to_device(trained, tensor.trained, tensor.device)
         elif tensor.source is EncodingSource.CALIBRATED:
             owners[tensor.tensor] = calibrated[tensor.tensor]
         elif tensor.source is EncodingSource.FIXED:
             owners[tensor.tensor] = _fixed(tensor)
-    for name, encoding in owners.items():
-        if plan.tensor[name].source is not EncodingSource.FIXED:
-            owners[name] = _at_least(encoding, plan.minimum_scale, name, notes)
-    encodings: dict[str, Encoding] = {}
-    for tensor in plan.tensors:
-        if tensor.source is not EncodingSource.NONE:
-            owner = tensor.shares_with if tensor.source is EncodingSource.SHARED else tensor.tensor
-            assert owner is not None  # promised by the plan
-            encodings[tensor.tensor] = _clipped(owners[owner], supernet.network.tensor[tensor.tensor])
-    return encodings
+    return owners
 
 
 def _to_device(trained: Encoding, form: Form, device: Form) -> Encoding:
@@ -150,8 +165,47 @@ def _fixed(tensor: TensorPlan) -> Encoding:
     )
 
 
-def _at_least(encoding: Encoding, minimum: float, name: str, notes: list[str]) -> Encoding:
+def _with_powers_of_two(
+    supernet: Supernet,
+    plan: DevicePlan,
+    owners: Mapping[str, Encoding],
+    values: Mapping[str, Tensor],
+    notes: list[str],
+) -> dict[str, Encoding]:
+    """Encodings whose scales had to be rounded to powers of two, with the smaller error on the values."""
+    rounded: dict[str, Encoding] = {}
+    for name, encoding in owners.items():
+        if name not in values or are_powers_of_two(encoding.scale).all():
+            continue
+        form = plan.tensor[name].device
+        assert form is not None  # promised by the plan
+        if supernet.network.tensor[name].non_negative:
+            form = replace(form, symmetry=Symmetry.SYMMETRIC)  # real zero stays where the range begins
+        scale, zero_point = nearest_powers_of_two(
+            values[name],
+            torch.from_numpy(encoding.scale.reshape(1)),
+            torch.from_numpy(encoding.zero_point.reshape(1).astype(np.float32)),
+            form,
+        )
+        rounded[name] = replace(
+            encoding,
+            scale=scale.numpy().reshape(()),
+            zero_point=zero_point.numpy().astype(np.int32).reshape(()),
+        )
+    trained = [name for name in rounded if plan.tensor[name].source is EncodingSource.TRAINED]
+    if trained:
+        notes.append(
+            f"{len(trained)} trained activation scales rounded to powers of two, from {trained[0]} to {trained[-1]}: "
+            "the supernet is trained with free scales"
+        )
+    return rounded
+
+
+def _at_least(encoding: Encoding, plan: DevicePlan, name: str, notes: list[str]) -> Encoding:
     """Raise a scale to the smallest one that the device accepts."""
+    minimum = plan.minimum_scale
+    if plan.power_of_two_scales and minimum > 0:
+        minimum = float(next_power_of_two(np.asarray(minimum)))
     if minimum <= 0 or float(encoding.scale) >= minimum:
         return encoding
     notes.append(f"{name}: scale {float(encoding.scale):.3g} raised to the device's minimum {minimum:.3g}")
@@ -176,7 +230,12 @@ def _freeze_layer(supernet: Supernet, layer: LayerInfo, plan: DevicePlan, source
     weight = to_numpy(module.weight)
     affine = _channel_affine(supernet, layer)
     folded = fold(
-        weight, supernet.weight_quantizer(layer.name).encoding(weight_plan.trained), affine, layer, weight_plan
+        weight,
+        supernet.weight_quantizer(layer.name).encoding(weight_plan.trained),
+        affine,
+        layer,
+        weight_plan,
+        power_of_two=plan.power_of_two_scales,
     )
     has_bias = layer.batch_norm is not None or getattr(module, "bias", None) is not None
     integer_bias = plan.bias is BiasFormat.INT32 and _takes_integer_bias(supernet, layer)
@@ -189,7 +248,7 @@ def _freeze_layer(supernet: Supernet, layer: LayerInfo, plan: DevicePlan, source
                 where=f"{plan.profile}: {layer.name}",
                 hint="set bias.format to float or let operator inputs carry encodings",
             )
-        folded = fit_bias(folded, layer, affine.shift, float(source.scale))
+        folded = fit_bias(folded, layer, affine.shift, float(source.scale), power_of_two=plan.power_of_two_scales)
         bias = _integer_bias(name, folded.encoding, affine.shift, source, layer)
     return _FrozenLayer(
         weight=QuantizedParameter(f"{layer.name}.weight", folded.codes, folded.encoding),

@@ -136,7 +136,12 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
                 preprocessing=checkpoint.preprocessing,
                 classes=tuple(checkpoint.metadata.classes),
             )
-        subject = Subject(model=model, directory=folder, preprocessing=checkpoint.preprocessing)
+        subject = Subject(
+            model=model,
+            directory=folder,
+            preprocessing=checkpoint.preprocessing,
+            power_of_two_scales=target.plan.power_of_two_scales,
+        )
         proof = prove(
             subject,
             images.held_out,

@@ -36,11 +36,13 @@ class Subject:
         model: What the files should hold.
         directory: The artifact's folder.
         preprocessing: How images become inputs.
+        power_of_two_scales: Whether the device wants powers of two.
     """
 
     model: QuantizedModel
     directory: Path
     preprocessing: Preprocessing
+    power_of_two_scales: bool = False
 
     @property
     def model_path(self) -> Path:
@@ -82,7 +84,7 @@ def prove(
         DataError: If the images do not fit the network.
     """
     with progress.stage("checking numbers and structure"):
-        static = check_static(subject.model, subject.model_path)
+        static = check_static(subject.model, subject.model_path, power_of_two_scales=subject.power_of_two_scales)
     inputs = subject.preprocessing.apply(images.spread(parity_images).images)
     parity = check_parity(subject.model, subject.model_path, inputs, progress=progress)
     exported = measure(EXPORTED, onnx_classifier(subject.model_path), images, subject.preprocessing, progress)

@@ -44,7 +44,12 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
         )
     others = _measure_others(request, records, images, progress)
     proof = prove(
-        Subject(model=records.model, directory=directory, preprocessing=records.preprocessing),
+        Subject(
+            model=records.model,
+            directory=directory,
+            preprocessing=records.preprocessing,
+            power_of_two_scales=stored.plan.power_of_two_scales,
+        ),
         images.held_out,
         others,
         _gates(request, configuration, others),

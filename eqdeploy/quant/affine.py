@@ -37,7 +37,11 @@ def quantize(x: Array, scale: Any, zero_point: Any, q_min: Any, q_max: Any) -> A
     array([0., 2., 2., 7.])
     """
     # Both libraries round half to even in ``round`` and share the name ``clip``.
-    codes: Array = ((x / scale).round() + zero_point).clip(q_min, q_max)
+    codes: Array = x / scale
+    if hasattr(codes, "round_"):  # in place where the library can: memory traffic is most of the cost
+        codes.round_().add_(zero_point).clip_(q_min, q_max)
+    else:
+        codes = (codes.round() + zero_point).clip(q_min, q_max)
     return codes
 
 

@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 from eqdeploy.quant.affine import dequantize, quantize
 
 
+def are_powers_of_two(scale: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which scales are exact powers of two."""
+    return np.asarray(np.frexp(scale)[0] == 0.5)
+
+
 @dataclass(frozen=True, eq=False)
 class Encoding:
     """Scale, zero-point and integer range of one tensor.

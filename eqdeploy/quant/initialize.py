@@ -75,6 +75,36 @@ def minimize_error(values: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     )
 
 
+@torch.no_grad()
+def nearest_powers_of_two(values: Tensor, scale: Tensor, zero_point: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """Replace each scale by the power of two below or above it, whichever has the smaller mean squared error.
+
+    Args:
+        values: Finite float32, shape (rows, N).
+        scale: float32, shape (rows,), positive. Powers of two stay as they are.
+        zero_point: float32 holding integers inside the form's range, shape (rows,). Of an asymmetric form it may
+            move along, so that the new range lies over the old one.
+        form: Its range and symmetry count.
+
+    Returns:
+        scale: float32, shape (rows,), exact powers of two.
+        zero_point: float32 holding integers inside the form's range, shape (rows,).
+    """
+    mantissa, exponent = torch.frexp(scale)
+    below = exponent - 1
+    ratio = 2.0 * mantissa  # of the old scale to the power below; in [1, 2)
+    best = _Best(torch.ldexp(values, -below[:, None]), form)
+    for factor in (1.0, 2.0):
+        candidate = torch.where(ratio == 1.0, 1.0, factor)
+        best.offer(candidate, zero_point)
+        if form.symmetry is Symmetry.ASYMMETRIC:
+            middle = (form.q_min + form.q_max) / 2
+            moved = ((zero_point - middle) * (ratio / candidate) + middle).round()
+            best.offer(candidate, torch.where(ratio == 1.0, zero_point, moved.clip(form.q_min, form.q_max)))
+    # Both factors are exact, and exp2 of an integer is, too.
+    return torch.exp2(below.float()) * best.scale, best.zero_point
+
+
 class _Best:
     """The best scale and zero-point of each row so far."""
 

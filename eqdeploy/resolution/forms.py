@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from eqdeploy.errors import ProfileError
-from eqdeploy.network import LayerInfo, NetworkDescription, OpKind, TensorInfo
+from eqdeploy.network import (
+    BatchNormTraining,
+    ElasticSpace,
+    LayerInfo,
+    NetworkDescription,
+    OpKind,
+    ScaleTraining,
+    TensorInfo,
+)
 from eqdeploy.plan import BatchNormFolding, WeightPlan
-from eqdeploy.profile_fields import IntegerRange, Storage
+from eqdeploy.profile_fields import IntegerRange, ScaleConstraint, Storage
 from eqdeploy.profile_schema import ActivationRule, DeviceProfile, WeightRule
 from eqdeploy.quant.form import MAXIMUM_BITS, Form, Granularity, Symmetry
 
@@ -92,20 +100,39 @@ def plan_weight(
             "needs the narrow range, the supernet is trained on the full one",
             "write range: full if the device accepts the lowest integer, or train with a narrow space",
         )
-    folding, folding_reason = _folding(layer, rule)
+    folding, folding_reason = _folding(profile, layer, rule, space)
+    reasons += [folding_reason, _scale_reason(profile, space, folding)]
     return WeightPlan(
         layer=layer.name,
         trained=trained,
-        device=_device_weight_form(trained, rule, folding),
+        device=_device_weight_form(trained, rule, folding, space),
         folding=folding,
-        reason="; ".join(filter(None, ["boundary layer" if boundary else "", *reasons, folding_reason])),
+        reason="; ".join(filter(None, ["boundary layer" if boundary else "", *reasons])),
     )
 
 
-def _folding(layer: LayerInfo, rule: WeightRule) -> tuple[BatchNormFolding | None, str]:
+def _scale_reason(profile: DeviceProfile, space: ElasticSpace, folding: BatchNormFolding | None) -> str:
+    """Say that weights whose folding leaves them as trained are quantized again for the sake of their scales."""
+    if profile.weights.scale is not ScaleConstraint.POWER_OF_TWO or space.scales is ScaleTraining.POWER_OF_TWO:
+        return ""
+    if folding is BatchNormFolding.REQUANTIZE:
+        return ""
+    return "quantized again on powers of two: the supernet is trained with free scales"
+
+
+def _folding(
+    profile: DeviceProfile, layer: LayerInfo, rule: WeightRule, space: ElasticSpace
+) -> tuple[BatchNormFolding | None, str]:
     """How the BatchNorm behind a layer is folded, and why so."""
     if layer.batch_norm is None:
         return None, ""
+    if space.batch_norm is BatchNormTraining.FOLDED and profile.weights.scale is ScaleConstraint.POWER_OF_TWO:
+        return (
+            BatchNormFolding.REQUANTIZE,
+            f"{layer.batch_norm} folded, weights quantized again: its gain is no power of two",
+        )
+    if space.batch_norm is not BatchNormTraining.SEPARATE:
+        return BatchNormFolding.INTO_SCALE, f"{layer.batch_norm} was folded before training"
     if rule.batch_norm is BatchNormFolding.REQUANTIZE:
         return rule.batch_norm, f"{layer.batch_norm} folded, weights quantized again (batch_norm: requantize)"
     if layer.op is OpKind.CONV_TRANSPOSE and layer.groups > 1:
@@ -116,9 +143,9 @@ def _folding(layer: LayerInfo, rule: WeightRule) -> tuple[BatchNormFolding | Non
     return rule.batch_norm, f"{layer.batch_norm} folded into the scale of each channel, exact"
 
 
-def _device_weight_form(trained: Form, rule: WeightRule, folding: BatchNormFolding | None) -> Form:
-    """The trained integers in the device's storage; folding into the scale makes one scale per channel."""
-    per_channel = folding is BatchNormFolding.INTO_SCALE
+def _device_weight_form(trained: Form, rule: WeightRule, folding: BatchNormFolding | None, space: ElasticSpace) -> Form:
+    """The trained integers in the device's storage; a gain per channel in the scale makes one scale per channel."""
+    per_channel = folding is BatchNormFolding.INTO_SCALE and space.batch_norm is BatchNormTraining.SEPARATE
     signed = rule.storage is Storage.SIGNED
     return Form(
         bits=trained.bits,

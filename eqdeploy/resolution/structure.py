@@ -15,7 +15,8 @@ class Structure:
 
     Attributes:
         inside: Tensors that do not exist on the device, with the reason.
-        kind: Operator that computes a tensor: the layer, if it is a BatchNorm that is folded into one.
+        kind: Operator that computes a tensor: the layer, if it is a BatchNorm that is folded into one. A quantized
+            copy has the kind of what it is a copy of.
         producer: Operator that a tensor comes out of: the first one of its fused group.
         main_branch: Tensors that an addition reads in float because the addition is fused into the layer before
             it, with the name of the addition.
@@ -35,6 +36,8 @@ def analyze(profile: DeviceProfile, network: NetworkDescription) -> Structure:
     for name, layer in folded.items():
         inside[network.layer[layer].output_tensor] = f"{network.layer[layer].batch_norm} is folded into {layer}"
         kind[name] = network.layer[layer].op
+    copies = {tensor.name: tensor.inputs[0] for tensor in network.tensors if tensor.op is OpKind.REQUANTIZE}
+    kind |= {copy: kind[source] for copy, source in copies.items()}
     producer = dict(kind)
     for tensor in network.tensors:
         chain = _longest_chain(profile, network, tensor, folded)
@@ -43,6 +46,7 @@ def analyze(profile: DeviceProfile, network: NetworkDescription) -> Structure:
             inside.setdefault(passed, f"inside the fused group {text}")
         if chain:
             producer[chain[-1]] = producer[tensor.name]
+    producer |= {copy: producer[source] for copy, source in copies.items()}
     return Structure(inside, kind, producer, _main_branches(profile, network, producer))
 
 

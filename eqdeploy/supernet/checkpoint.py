@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ from eqdeploy.data.augmentation import Augmentation
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import CheckpointError, EqDeployError, MissingDependencyError
 from eqdeploy.files import write_atomically
-from eqdeploy.network import ElasticSpace
+from eqdeploy.network import BatchNormTraining, ElasticSpace, Residual, ScaleTraining
 from eqdeploy.quant.form import Granularity, Symmetry
+from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
 from eqdeploy.supernet.supernet import Supernet
 
 #: All metadata is one JSON document under this key: safetensors does not keep the order of several keys.
@@ -54,6 +55,16 @@ class SpaceMetadata(_Part):
     symmetries: list[str]
     narrow: bool
     boundary_bits: int
+    batch_norm: str = str(ElasticSpace.batch_norm)
+    scales: str = str(ElasticSpace.scales)
+    residual: str = str(ElasticSpace.residual)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out options that are not used: checkpoints without them stay what they were, byte for byte."""
+        data: dict[str, Any] = handler(self)
+        defaults = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
+        return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
 
 class AugmentationMetadata(_Part):
@@ -61,6 +72,18 @@ class AugmentationMetadata(_Part):
 
     shift: int
     flip: bool
+    crop_scale: tuple[float, float] | None = Augmentation.crop_scale
+    crop_ratio: tuple[float, float] = Augmentation.crop_ratio
+    brightness: float = Augmentation.brightness
+    contrast: float = Augmentation.contrast
+    saturation: float = Augmentation.saturation
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out options that are not used: checkpoints without them stay what they were, byte for byte."""
+        data: dict[str, Any] = handler(self)
+        defaults = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
+        return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
 
 class CheckpointMetadata(_Part):
@@ -120,9 +143,12 @@ def metadata_of(
             symmetries=[str(value) for value in space.symmetries],
             narrow=space.narrow,
             boundary_bits=space.boundary_bits,
+            batch_norm=str(space.batch_norm),
+            scales=str(space.scales),
+            residual=str(space.residual),
         ),
         preprocessing=preprocessing.to_json(),
-        augmentation=AugmentationMetadata(shift=augmentation.shift, flip=augmentation.flip),
+        augmentation=AugmentationMetadata(**asdict(augmentation)),
         provenance=dict(provenance),
     )
 
@@ -176,13 +202,14 @@ def load_checkpoint(
                 f"input_shape {metadata.input_shape} is not what preprocessing makes, {list(preprocessing.shape)}",
                 where=f"{path}: input_shape",
             )
-        augmentation = Augmentation(shift=metadata.augmentation.shift, flip=metadata.augmentation.flip)
+        augmentation = Augmentation(**dict(metadata.augmentation))
         if augmentation.shift > max(preprocessing.image_size):
             raise CheckpointError("larger than the image", where=f"{path}: augmentation.shift")
         if math.prod(metadata.input_shape) > _MAXIMUM_INPUT_VALUES:
             raise CheckpointError(f"more than {_MAXIMUM_INPUT_VALUES} values", where=f"{path}: input_shape")
         float_model = _float_model(metadata.architecture, build, path) if model is None else model
         supernet = Supernet.from_float(float_model, torch.zeros((2, *metadata.input_shape)), space)
+        fold_batch_norms(supernet)
     except (CheckpointError, MissingDependencyError):
         raise
     except (ValueError, EqDeployError) as error:
@@ -233,6 +260,9 @@ def _space(data: SpaceMetadata) -> ElasticSpace:
         symmetries=tuple(Symmetry(value) for value in data.symmetries),
         narrow=data.narrow,
         boundary_bits=data.boundary_bits,
+        batch_norm=BatchNormTraining(data.batch_norm),
+        scales=ScaleTraining(data.scales),
+        residual=Residual(data.residual),
     )
 
 

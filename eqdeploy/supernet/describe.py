@@ -9,23 +9,18 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from eqdeploy.errors import UnsupportedOperationError
-from eqdeploy.network import LAYER_KINDS, ElasticSpace, LayerInfo, NetworkDescription, OpKind, TensorInfo
+from eqdeploy.network import (
+    BOUND_PRESERVING_KINDS,
+    LAYER_KINDS,
+    ElasticSpace,
+    LayerInfo,
+    NetworkDescription,
+    OpKind,
+    TensorInfo,
+)
 from eqdeploy.supernet.layers import channel_axis
 from eqdeploy.supernet.operations import Operation, adds_zeros, classify, keeps_bounds, module_of, vanishes
 from eqdeploy.supernet.shapes import holds_tensor, tensor_shape
-
-#: Operations whose output lies between the smallest and the largest of their inputs.
-_BOUND_PRESERVING = frozenset(
-    {
-        OpKind.MAX_POOL,
-        OpKind.AVERAGE_POOL,
-        OpKind.GLOBAL_AVERAGE_POOL,
-        OpKind.RESHAPE,
-        OpKind.TRANSPOSE,
-        OpKind.RESIZE,
-        OpKind.CONCAT,
-    }
-)
 
 
 @dataclass
@@ -115,7 +110,7 @@ def _propagate_bounds(
         given.append((-math.inf, math.inf))  # parameters are trained: nothing is known of them
     low = min((bounds[0] for bounds in given), default=-math.inf)
     high = max((bounds[1] for bounds in given), default=math.inf)
-    if operation.kind in _BOUND_PRESERVING or keeps_bounds(graph_module, node):
+    if operation.kind in BOUND_PRESERVING_KINDS or keeps_bounds(graph_module, node):
         return (low, high)
     if adds_zeros(graph_module, node):
         return (min(low, 0.0), max(high, 0.0))

@@ -83,12 +83,13 @@ def channel_axis(layer: nn.Module) -> int:
     return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
 
 
-def make_elastic(layer: nn.Module, forms: Sequence[Form]) -> ElasticLayer:
+def make_elastic(layer: nn.Module, forms: Sequence[Form], *, power_of_two: bool = False) -> ElasticLayer:
     """Return the elastic counterpart of a layer; both share weight and bias.
 
     Args:
         layer: Conv1d, Conv2d, ConvTranspose2d or Linear (exactly; subclasses may compute something else).
         forms: Forms to own scales for.
+        power_of_two: Whether scales are powers of two.
 
     Raises:
         TypeError: If the layer is of another type.
@@ -130,6 +131,8 @@ def make_elastic(layer: nn.Module, forms: Sequence[Form]) -> ElasticLayer:
     elastic.weight = layer.weight
     elastic.bias = layer.bias
     axis = channel_axis(layer)
-    elastic.weight_quantizer = ElasticQuantizer(forms, axis=axis, channels=layer.weight.shape[axis])
+    elastic.weight_quantizer = ElasticQuantizer(
+        forms, axis=axis, channels=layer.weight.shape[axis], power_of_two=power_of_two
+    )
     elastic.train(layer.training)
     return elastic

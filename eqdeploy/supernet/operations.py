@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from eqdeploy.network import OpKind
+from eqdeploy.supernet.folded_norm import FoldedNorm
 from eqdeploy.supernet.shapes import tensor_dtype, tensor_shape
 
 #: Layers that become elastic. Exact types: a subclass may compute something else.
@@ -23,13 +24,19 @@ ELASTIC_MODULES: Mapping[type[nn.Module], OpKind] = {
     nn.Linear: OpKind.LINEAR,
 }
 
-BATCH_NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+BATCH_NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, FoldedNorm)
 
 #: Modules that do nothing once a network is frozen.
 VANISHING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 #: What only copies a tensor, or converts it to another dtype, device or memory layout.
 _COPIES = ("clone", "contiguous", "cpu", "cuda", "detach", "float", "to", "type_as", torch.clone, torch.detach)
+
+
+def requantize(x: Tensor) -> Tensor:
+    """Return a tensor as it is: a place in a graph where its quantized form changes."""
+    return x
+
 
 _MODULES: Mapping[type[nn.Module], OpKind] = {
     nn.ReLU: OpKind.RELU,
@@ -83,6 +90,7 @@ _FUNCTIONS: Mapping[Callable[..., Any], OpKind] = {
     torch.permute: OpKind.TRANSPOSE,
     torch.transpose: OpKind.TRANSPOSE,
     F.interpolate: OpKind.RESIZE,
+    requantize: OpKind.REQUANTIZE,
 }
 
 _METHODS: Mapping[str, OpKind] = {

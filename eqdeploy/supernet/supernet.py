@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqdeploy.errors import ProfileError, TrainingError, UnsupportedOperationError
-from eqdeploy.network import ElasticSpace, LayerInfo, NetworkDescription
+from eqdeploy.network import BatchNormTraining, ElasticSpace, LayerInfo, NetworkDescription, Residual, ScaleTraining
 from eqdeploy.quant.elastic_quantizer import ElasticQuantizer
 from eqdeploy.quant.form import Form
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.describe import describe
+from eqdeploy.supernet.folded_norm import FoldedNorm
 from eqdeploy.supernet.layers import make_elastic
 from eqdeploy.supernet.modes import evaluation_mode
+from eqdeploy.supernet.residual import split_residual_reads
 from eqdeploy.supernet.tracing import trace
 
 #: Name under which the activation quantizers live among the model's own modules.
@@ -57,11 +59,17 @@ class Supernet(nn.Module):
                 operation and what to do.
         """
         graph_module = trace(model, example_input)
+        if space.residual is Residual.FLOAT:
+            split_residual_reads(graph_module)
         network = describe(graph_module, space)
         _make_gains_positive(graph_module, network)
         for layer in network.layers:
             parent, _, name = layer.name.rpartition(".")
-            elastic = make_elastic(graph_module.get_submodule(layer.name), space.weight_forms())
+            elastic = make_elastic(
+                graph_module.get_submodule(layer.name),
+                space.weight_forms(),
+                power_of_two=space.scales is ScaleTraining.POWER_OF_TWO,
+            )
             setattr(graph_module.get_submodule(parent), name, elastic)
         _insert_activation_quantizers(graph_module, network)
         return Supernet(graph_module, network, tuple(example_input.shape[1:]))
@@ -73,6 +81,8 @@ class Supernet(nn.Module):
 
     def activate(self, config: SubnetConfig) -> None:
         """Switch to a subnet. Costs one assignment per layer and tensor, copies nothing.
+
+        A supernet that is trained folded takes the grids of its biases from the scales as they are now.
 
         Raises:
             ProfileError: If the configuration names other layers or tensors than the network has, or a form
@@ -86,11 +96,31 @@ class Supernet(nn.Module):
         ]
         for quantizer, form in switches:
             quantizer.activate(form)
+        self.update_accumulator_scales()
 
     def deactivate(self) -> None:
         """Switch to the float network."""
         for quantizer in self._quantizers():
             quantizer.activate(None)
+        self.update_accumulator_scales()
+
+    @torch.no_grad()
+    def update_accumulator_scales(self) -> None:
+        """Tell the folded norms behind quantized layers the grid s_x · s_w on which a device adds their bias."""
+        if self.network.space.batch_norm is BatchNormTraining.SEPARATE:
+            return
+        activations = self.activation_quantizers()
+        for layer in self.network.layers:
+            norm = None if layer.batch_norm is None else self.graph_module.get_submodule(layer.batch_norm)
+            if not isinstance(norm, FoldedNorm):
+                continue
+            weight, source = self.weight_quantizer(layer.name), activations[layer.input_tensor]
+            if weight.active is None or source.active is None:
+                norm.accumulator_scale = torch.zeros_like(norm.bias)
+                continue
+            scale = weight.numbers(weight.active)[0] * source.numbers(source.active)[0]
+            # One scale may serve all channels, or one channel of every group of a transposed convolution.
+            norm.accumulator_scale = scale.repeat(norm.num_features // scale.numel())
 
     def weight_quantizer(self, layer: str) -> ElasticQuantizer:
         """The quantizer of a layer's weight."""
@@ -208,10 +238,10 @@ def _make_gains_positive(graph_module: fx.GraphModule, network: NetworkDescripti
                 tensor.mul_(sign)
         weight = module.weight
         assert isinstance(weight, Tensor)
-        weight.mul_(_expand(sign, layer))
+        weight.mul_(expand_channels(sign, layer))
 
 
-def _expand(values: Tensor, layer: LayerInfo) -> Tensor:
+def expand_channels(values: Tensor, layer: LayerInfo) -> Tensor:
     """Shape one value per output channel so that it multiplies the layer's weight."""
     trailing = [1] * (len(layer.weight_shape) - 2)
     if layer.channel_axis == 0:
@@ -234,7 +264,11 @@ def _insert_activation_quantizers(graph_module: fx.GraphModule, network: Network
         if not tensor.trained:
             continue
         quantizers.add_module(
-            tensor.name, ElasticQuantizer(network.space.activation_forms(non_negative=tensor.non_negative))
+            tensor.name,
+            ElasticQuantizer(
+                network.space.activation_forms(non_negative=tensor.non_negative),
+                power_of_two=network.space.scales is ScaleTraining.POWER_OF_TWO,
+            ),
         )
         node = nodes[tensor.name]
         with graph_module.graph.inserting_after(node):

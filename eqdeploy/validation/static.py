@@ -78,12 +78,13 @@ class StaticReport:
         }
 
 
-def check_static(model: QuantizedModel, onnx_path: Path) -> StaticReport:
+def check_static(model: QuantizedModel, onnx_path: Path, *, power_of_two_scales: bool = False) -> StaticReport:
     """Check a QDQ file and that it holds what the model holds.
 
     Args:
         model: The network that was exported.
         onnx_path: The QDQ model that was written for it.
+        power_of_two_scales: Whether the device wants powers of two.
 
     Raises:
         ValidationError: If the file is missing, damaged or no valid ONNX, or the model contradicts itself.
@@ -103,6 +104,8 @@ def check_static(model: QuantizedModel, onnx_path: Path) -> StaticReport:
         ("encodings", "the file holds the encodings and codes of the model", checks_of.encodings),
         ("structure", "the file is the network with quantization nodes and nothing else", checks_of.structure),
     )
+    if power_of_two_scales:
+        checks += (("powers_of_two", "every scale is a power of two", checks_of.powers_of_two),)
     results = [_run(name, holds, check(subject)) for name, holds, check in checks]
     results.insert(6, _accumulators(subject.graph))
     results.append(_run("coverage", _coverage_summary(model), checks_of.coverage(subject)))

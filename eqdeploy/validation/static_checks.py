@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from eqdeploy.exporters.float_graph import bounds_before_quantization, implied, to_ir
 from eqdeploy.plan import Coverage
-from eqdeploy.quant.encoding import Encoding
+from eqdeploy.quant.encoding import Encoding, are_powers_of_two
 from eqdeploy.quantized_model import QuantizedModel, operation_of
 from eqdeploy.validation.qdq_file import DEQUANTIZE, QUANTIZE, ActivationChain, Grid, QdqFile, StoredParameter
 from eqdeploy.validation.reference.graph import Graph, Operation
@@ -85,6 +85,13 @@ def scales(subject: Subject) -> Iterator[Fault]:
             yield node.name, "its scale is not a float32 constant"
         elif not bool(np.all(np.isfinite(scale) & (scale >= np.finfo(np.float32).tiny))):
             yield node.name, "a scale is not finite, positive and normal"
+
+
+def powers_of_two(subject: Subject) -> Iterator[Fault]:
+    """Scales must be powers of two."""
+    for node, grid in subject.nodes():
+        if grid.scale is not None and not bool(np.all(are_powers_of_two(grid.scale))):
+            yield node.name, "a scale is no power of two"
 
 
 def zero_points(subject: Subject) -> Iterator[Fault]:

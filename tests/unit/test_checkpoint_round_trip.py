@@ -32,6 +32,17 @@ from tests.unit.supernet_models import CONVERTIBLE
 from tests.unit.supernet_parts import SPACE, made
 
 
+def test_augmentation_comes_back_and_what_is_off_is_not_written(tmp_path: Path) -> None:
+    supernet, path = trained_supernet(1), tmp_path / "a.safetensors"
+    augmentation = Augmentation(
+        flip=True, crop_scale=(0.08, 1.0), crop_ratio=(0.5, 2.0), brightness=0.4, saturation=0.2
+    )
+    for varied in (augmentation, Augmentation(shift=1), Augmentation(contrast=0.1)):
+        save_checkpoint(supernet, describe(supernet, augmentation=varied), path)
+        assert load_checkpoint(path, build).augmentation == varied
+    assert describe(supernet).model_dump()["augmentation"] == {"shift": 2, "flip": True}
+
+
 def test_everything_comes_back(tmp_path: Path) -> None:
     space = ElasticSpace(bits=(3, 8), symmetries=(Symmetry.ASYMMETRIC, Symmetry.SYMMETRIC), narrow=True)
     supernet = trained_supernet(1, space)

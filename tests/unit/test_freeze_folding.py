@@ -143,6 +143,7 @@ def test_quantizing_again_is_as_good_as_the_form_allows(data: st.DataObject, gro
     channels = channels_of(layer)
     gain = np.array(data.draw(st.lists(st.floats(0.5, 2.0), min_size=channels, max_size=channels)))
     gain[0] *= data.draw(st.sampled_from([1, -1, 0]))
+    gain[1] += 2.0  # never all alike: one gain fits in any scale
     granularity = data.draw(st.sampled_from(Granularity))
     device = device_form(form, granularity, signed=signed)
     # Into the scale is impossible where the channels of different groups share a scale: quantized again as well.
@@ -158,6 +159,44 @@ def test_quantizing_again_is_as_good_as_the_form_allows(data: st.DataObject, gro
     error = np.linalg.norm(folded.values - target) / norm if norm else 0.0
     assert error == pytest.approx(folded.report.relative_error, rel=1e-3, abs=1e-9)
     assert error < {2: 0.7, 3: 0.4, 4: 0.2, 5: 0.1, 6: 0.05, 7: 0.03, 8: 0.015}[form.bits]
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data(), op=st.sampled_from(list(SHAPES)), signed=st.booleans(), gain=gains)
+def test_one_gain_for_all_channels_goes_into_any_scale(
+    data: st.DataObject, op: OpKind, signed: bool, gain: float
+) -> None:
+    layer = layer_of(op, 2 if op is OpKind.CONV_TRANSPOSE else 1)
+    weight, form, encoding = data.draw(weights(layer))
+    affine = ChannelAffine(np.full(channels_of(layer), gain), np.zeros(channels_of(layer)))
+    plan = plan_of(form, device_form(form, form.granularity, signed=signed), BatchNormFolding.INTO_SCALE)
+    folded = fold(weight, encoding, affine, layer, plan)
+    assert folded.report.method == "into_scale"
+    assert (folded.encoding.axis, folded.encoding.signed) == (encoding.axis, signed)
+    trained = encoding.quantize(weight)
+    if abs(gain) > 1e-19:
+        assert np.allclose(folded.encoding.scale, encoding.scale.astype(np.float64) * abs(gain), rtol=1e-6)
+    if gain > 1e-19:
+        assert folded.report.exact
+        assert np.array_equal(folded.codes - folded.encoding.q_min, trained - encoding.q_min), "as trained"
+    target = encoding.dequantize(trained).astype(np.float64) * gain
+    if folded.report.exact:
+        assert np.allclose(folded.values, target, rtol=3e-7, atol=1e-18)
+
+
+def test_one_scale_refuses_gains_that_differ() -> None:
+    layer = layer_of(OpKind.CONV)
+    form = Form(8, PER_TENSOR, SYMMETRIC, signed=True)
+    encoding = Encoding.per_tensor(0.1, 0, -128, 127, 8, signed=True)
+    affine = ChannelAffine(np.array([1.0, 1.0, 2.0, 1.0, 1.0]), np.zeros(5))
+    with pytest.raises(ValueError, match="layer: one scale cannot take in gains"):
+        fold(
+            np.zeros(layer.weight_shape, np.float32),
+            encoding,
+            affine,
+            layer,
+            plan_of(form, form, BatchNormFolding.INTO_SCALE),
+        )
 
 
 def test_without_batch_norm_nothing_changes() -> None:

@@ -291,11 +291,6 @@ def test_an_integer_bias_without_an_input_encoding_is_refused() -> None:
         frozen_by(plan)
 
 
-def test_powers_of_two_are_refused_for_now() -> None:
-    with pytest.raises(ProfileError, match="power-of-two"):
-        frozen_by(replace(plan_for("onnxruntime-x86"), power_of_two_scales=True))
-
-
 def test_a_linear_on_a_sequence_keeps_a_float_bias() -> None:
     case = Case(lambda: nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)), (5, 8))
     supernet = supernet_of(case)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from eqdeploy.quant.elastic_quantizer import ElasticQuantizer
-from eqdeploy.quant.fake_quantize import clamp_recoverably, fake_quantize, round_straight_through
+from eqdeploy.quant.fake_quantize import Operands, clamp_recoverably, fake_quantize, round_straight_through
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 
 
@@ -36,9 +36,13 @@ def formula(x: float, s: float, z: float, q_min: int, q_max: int) -> tuple[float
     return 1.0, float(np.rint(np.float32(ratio))) - ratio, 0.0
 
 
+def operands(x: Tensor, s: Tensor, z: Tensor, form: Form) -> Operands:
+    return Operands.of(form, s, z, sharing=x.numel() // s.numel())
+
+
 def gradients(x: Tensor, s: Tensor, z: Tensor, form: Form, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, s, z = (tensor.clone().requires_grad_() for tensor in (x, s, z))
-    found = torch.autograd.grad(fake_quantize(x, s, z, form), (x, s, z), upstream)
+    found = torch.autograd.grad(fake_quantize(x, operands(x, s, z, form)), (x, s, z), upstream)
     return found[0], found[1], found[2]
 
 
@@ -123,7 +127,7 @@ def test_straight_through_estimation_written_with_plain_operations_gives_the_sam
     plain = s0 * (clamped + (rounded - clamped).detach() - z0)
     plain.backward(upstream)
     scaling = 1 / math.sqrt(x.numel() / s.numel() * form.q_max)
-    assert torch.allclose(plain, fake_quantize(x, s, z, form), rtol=0, atol=1e-6)
+    assert torch.allclose(plain, fake_quantize(x, operands(x, s, z, form)), rtol=0, atol=1e-6)
     assert x0.grad is not None
     assert s0.grad is not None
     assert z0.grad is not None
@@ -135,7 +139,7 @@ def test_straight_through_estimation_written_with_plain_operations_gives_the_sam
 def test_what_needs_no_gradient_gets_none() -> None:
     x = torch.randn(8)
     scale = torch.tensor(0.1, requires_grad=True)
-    fake_quantize(x, scale, torch.tensor(0.0), form_of(4, signed=True)).sum().backward()
+    fake_quantize(x, operands(x, scale, torch.tensor(0.0), form_of(4, signed=True))).sum().backward()
     assert x.grad is None
     assert scale.grad is not None
 
