@@ -1,7 +1,8 @@
-"""Export the embedded supernet under every shipped profile: accuracy and differing codes side by side."""
+"""Export a supernet under every shipped profile: accuracy and differing codes side by side."""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -15,8 +16,18 @@ from eqdeploy.requests import ExportRequest
 
 def main() -> None:
     """Export, compare, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--supernet", default="digits", help="name of a shipped supernet, or a checkpoint")
+    parser.add_argument("--data", default="digits", help="its images")
+    parser.add_argument("--name", default="profiles", help="name of the result files")
+    options = parser.parse_args()
+    command = "python benchmarks/profiles.py"
+    if options.supernet != "digits":
+        command += f" --supernet {options.supernet} --data {options.data} --name {options.name}"
     with tempfile.TemporaryDirectory() as folder:
-        request = ExportRequest(profiles=shipped_profiles(), output=Path(folder))
+        request = ExportRequest(
+            profiles=shipped_profiles(), output=Path(folder), supernet=options.supernet, data=options.data
+        )
         results = export_profiles(request, SilentProgress())
     reports = {result.report.provenance.profile: result.report for result in results}
     figures, rows = {}, []
@@ -37,8 +48,8 @@ def main() -> None:
         f"runtime's own arithmetic; the JSON file counts them by kind."
     )
     write_results(
-        "profiles",
-        "python benchmarks/profiles.py",
+        options.name,
+        command,
         {"seed": 0, "profiles": figures},
         [summary, markdown_table(header, rows)],
     )

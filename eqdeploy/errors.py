@@ -103,3 +103,15 @@ class TrainingError(EqDeployError):
     """Training cannot go on: a loss is not finite, or a saved state belongs to another run."""
 
     exit_code = 50
+
+
+class ReportedError(Exception):
+    """Ends one of several processes that train together after an error that another one of them reports.
+
+    Args:
+        exit_code: Exit code of that error.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process reports why")
+        self.exit_code = exit_code

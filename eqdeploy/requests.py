@@ -152,6 +152,9 @@ class TrainRequest:
         model: ``package.module:factory`` that takes the place of the configuration's model.
         data: Reference of labelled data that takes the place of the configuration's.
         seed: Seed that takes the place of the configuration's.
+        weights: File with float weights to start from, in the place of the configuration's.
+        float_only: Whether to stop when the float network is trained.
+        tensorboard: Folder that receives event files for TensorBoard, None for no such files.
         resume: Whether to go on from the state that an earlier run left in ``output``.
         force: Whether an existing result may be replaced.
     """
@@ -161,5 +164,8 @@ class TrainRequest:
     model: str | None = None
     data: str | None = None
     seed: int | None = None
+    weights: str | None = None
+    float_only: bool = False
+    tensorboard: Path | None = None
     resume: bool = False
     force: bool = False

@@ -84,13 +84,15 @@ class TrainingResult:
     """A supernet that was trained.
 
     Attributes:
-        checkpoint: File of the supernet.
+        checkpoint: File of the supernet, None if only the float network was trained.
+        float_weights: File of the float network's weights.
         log: File with one line per step.
         epochs: Number of epochs that were trained in all, resumed ones included.
         rows: Accuracy of the float model and of some subnets on held-out data.
     """
 
-    checkpoint: Path
+    checkpoint: Path | None
+    float_weights: Path
     log: Path
     epochs: int
     rows: tuple[Accuracy, ...]
@@ -98,7 +100,8 @@ class TrainingResult:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {
-            "checkpoint": self.checkpoint.as_posix(),
+            "checkpoint": None if self.checkpoint is None else self.checkpoint.as_posix(),
+            "float_weights": self.float_weights.as_posix(),
             "log": self.log.as_posix(),
             "epochs": self.epochs,
             "rows": [{"name": row.name, **row.to_json()} for row in self.rows],

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from eqdeploy.cli.failures import BROKEN_PIPE, INTERRUPTED, TERMINATED, Failure, explain
 from eqdeploy.cli.session import Answer, Session
-from eqdeploy.errors import OutputError
+from eqdeploy.errors import OutputError, ReportedError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -52,6 +52,10 @@ def run(arguments: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:  # the boundary: no traceback reaches a user who did not ask
         if session.debug:
             traceback.print_exc()
+        if isinstance(error, ReportedError):
+            return error.exit_code
+        # A launcher of several processes ends all of them as soon as one has failed: not in the middle of the message.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return _fail(session, explain(error))
 
 

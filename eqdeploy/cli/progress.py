@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eqdeploy.progress import Advance, Progress, SilentProgress
+from eqdeploy.progress import Advance, SilentProgress
 from eqdeploy.text import printable
 
 if TYPE_CHECKING:
-    import rich.progress
+    from eqdeploy.cli.bars import Bars
 
 #: Seconds between two signs of life of a long stage.
 HEARTBEAT_SECONDS = 30.0
 
 
-def make_progress(*, quiet: bool, verbose: bool) -> Progress:
+def make_progress(*, quiet: bool, verbose: bool) -> PlainProgress | SilentProgress:
     """Choose how progress is shown.
 
     Args:
@@ -38,6 +39,28 @@ def is_terminal(isatty: bool) -> bool:
     return isatty and os.environ.get("TERM") != "dumb" and os.environ.get("CI", "").lower() not in ("1", "true")
 
 
+def _no_facts() -> Sequence[str]:
+    """Nothing is known about a stage that nobody describes."""
+    return ()
+
+
+@dataclass
+class _Stage:
+    """An open stage.
+
+    Attributes:
+        description: What is done.
+        facts: Returns what else is known about it.
+    """
+
+    description: str
+    facts: Callable[[], Sequence[str]] = _no_facts
+
+    def line(self, done: str) -> str:
+        """The stage on one line."""
+        return ", ".join((f"{self.description}: {done}", *self.facts()))
+
+
 class PlainProgress:
     """One line per stage when it ends, and a sign of life twice a minute.
 
@@ -47,22 +70,39 @@ class PlainProgress:
 
     def __init__(self, *, verbose: bool) -> None:
         self._verbose = verbose
+        self._stages: list[_Stage] = []
 
     @contextmanager
     def stage(self, description: str, *, total: int | None = None) -> Iterator[Advance]:
         """Write how long the stage took, once it ends without an error."""
         started = heard = time.monotonic()
         done = 0
+        stage = _Stage(description)
 
         def advance(amount: int) -> None:
             nonlocal done, heard
             done += amount
             if time.monotonic() - heard >= HEARTBEAT_SECONDS:
                 heard = time.monotonic()
-                self._write(f"{description}: {done}" + (f" of {total}" if total else ""))
+                self._write(stage.line(f"{done}" + (f" of {total}" if total else "")))
 
-        yield advance
-        self._write(f"{description}: {time.monotonic() - started:.1f} s")
+        self._stages.append(stage)
+        try:
+            yield advance
+        finally:
+            self._stages.remove(stage)
+        self._write(stage.line(f"{time.monotonic() - started:.1f} s"))
+
+    def describe(self, facts: Callable[[], Sequence[str]]) -> None:
+        """Add facts to the innermost open stage: to its signs of life and to its last line.
+
+        Args:
+            facts: Returns short texts, each time they are shown; may be called from another thread.
+
+        Raises:
+            IndexError: If no stage is open.
+        """
+        self._stages[-1].facts = facts
 
     def note(self, message: str) -> None:
         """Write a message."""
@@ -88,35 +128,31 @@ class LiveProgress(PlainProgress):
 
     def __init__(self, *, verbose: bool) -> None:
         super().__init__(verbose=verbose)
-        self._bars: rich.progress.Progress | None = None
+        self._bars: Bars | None = None
 
     @contextmanager
     def stage(self, description: str, *, total: int | None = None) -> Iterator[Advance]:
         """Show a bar while the stage is open."""
         with self._live() as bars:
-            task = bars.add_task(printable(description), total=total)
             with super().stage(description, total=total):
+                stage = self._stages[-1]
+                task = bars.add_task(printable(description), total=total, facts=lambda: stage.facts())
                 yield lambda amount: bars.advance(task, amount)
             bars.remove_task(task)
 
     @contextmanager
-    def _live(self) -> Iterator[rich.progress.Progress]:
+    def _live(self) -> Iterator[Bars]:
         """The display of all open stages; the outermost stage starts and ends it."""
         if self._bars is not None:
             yield self._bars
             return
+        # rich is slow to import; only a terminal needs it.
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
+        from eqdeploy.cli.bars import Bars
+
         try:
-            with Progress(*columns, console=Console(stderr=True, markup=False), transient=True) as self._bars:
+            with Bars(Console(stderr=True, markup=False)) as self._bars:
                 yield self._bars
         finally:
             self._bars = None

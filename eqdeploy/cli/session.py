@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eqdeploy.errors import EqDeployError
-from eqdeploy.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from eqdeploy.cli.progress import PlainProgress
+    from eqdeploy.progress import SilentProgress
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Session:
         return session
 
     @contextmanager
-    def working(self) -> Iterator[Progress]:
+    def working(self) -> Iterator[PlainProgress | SilentProgress]:
         """Open a context for library calls: whatever they print goes to standard error.
 
         Yields:

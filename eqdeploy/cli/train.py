@@ -10,6 +10,7 @@ import typer
 
 from eqdeploy.cli import options
 from eqdeploy.cli.session import Answer, Session
+from eqdeploy.progress import SilentProgress
 from eqdeploy.requests import MAXIMUM_SEED, TrainRequest
 
 
@@ -33,23 +34,60 @@ def train(
             help="Seed of every random choice. [default: the configuration's]",
         ),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Float weights to start from, a safetensors file. [default: the configuration's]",
+        ),
+    ] = None,
+    float_only: Annotated[
+        bool, typer.Option("--float-only", help="Stop when the float network is trained and its weights are written.")
+    ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            "--tensorboard",
+            metavar="DIR",
+            help="Folder that receives curves and histograms for TensorBoard, which must be installed.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
     force: options.Force = False,
     json_target: options.JsonTarget = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
-) -> Answer:
+) -> Answer | None:
     """Train an elastic supernet.
 
-    One set of weights serves every form of its space.
+    One set of weights serves every form of its space. torchrun --nproc-per-node N -m eqdeploy train ... trains with N
+    processes.
     """
     session: Session = context.obj
-    request = TrainRequest(configuration, out, model=model, data=data, seed=seed, resume=resume, force=force)
+    request = TrainRequest(
+        configuration,
+        out,
+        model=model,
+        data=data,
+        seed=seed,
+        weights=weights,
+        float_only=float_only,
+        tensorboard=tensorboard,
+        resume=resume,
+        force=force,
+    )
     with session.working() as progress:
         from eqdeploy import pipeline
+        from eqdeploy.cli.training_view import TrainingView
+        from eqdeploy.training.workers import join_workers
 
-        result = pipeline.train(request, progress)
+        observers = () if isinstance(progress, SilentProgress) else (TrainingView(progress),)
+        with join_workers() as workers:
+            result = pipeline.train(request, progress, workers, observers)
+    if not workers.is_main:
+        return None
     from eqdeploy.cli import views
 
     return Answer(result.to_json(), partial(views.view_training, result))

@@ -46,7 +46,11 @@ def view_evaluation(result: EvaluationResult) -> RenderableType:
 def view_training(result: TrainingResult) -> RenderableType:
     """Lay out what training left."""
     return Group(
-        Text(printable(f"trained for {result.epochs} epochs: {result.checkpoint} (log {result.log})")),
+        Text(
+            printable(
+                f"trained for {result.epochs} epochs: {result.checkpoint or result.float_weights} (log {result.log})"
+            )
+        ),
         _accuracies(result.rows),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 
@@ -13,7 +15,10 @@ from eqdeploy.progress import Progress
 from eqdeploy.requests import TrainRequest
 from eqdeploy.results import TrainingResult
 from eqdeploy.training.config import TrainingConfig
+from eqdeploy.training.observer import TrainingObserver
+from eqdeploy.training.tensorboard import TensorBoardLog
 from eqdeploy.training.trainer import train as run_training
+from eqdeploy.training.workers import ALONE, Workers
 from eqdeploy.validation.accuracy import Accuracy
 from eqdeploy.yaml_file import suggest
 from eqdeploy.zoo import load_factory
@@ -27,37 +32,71 @@ def shipped_configurations() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(_SUFFIX) for entry in folder.iterdir() if entry.name.endswith(_SUFFIX)))
 
 
-def train(request: TrainRequest, progress: Progress) -> TrainingResult:
+def train(
+    request: TrainRequest,
+    progress: Progress,
+    workers: Workers = ALONE,
+    observers: Sequence[TrainingObserver] = (),
+) -> TrainingResult:
     """Train a supernet and write its checkpoint and log.
+
+    Args:
+        request: What to train.
+        progress: Who listens.
+        workers: The processes that train together; all of them make this call.
+        observers: Who is told every measurement, besides the event files that are asked for; of the first process
+            only.
 
     Raises:
         ProfileError: If the configuration is invalid.
         UsageError: If there is no such configuration.
+        MissingDependencyError: If event files are asked for and TensorBoard is not installed.
         DataError: If the data cannot be loaded or do not fit the network.
         TrainingError: If training cannot go on.
         OutputError: If a file exists already or cannot be written.
+        ReportedError: In all processes but the first, in the place of these.
     """
-    config = TrainingConfig.load(_configuration_path(request.configuration))
-    config = config.overridden(data=request.data, seed=request.seed)
-    result = run_training(
-        config,
-        request.output,
-        resume=request.resume,
-        overwrite=request.force,
-        model=None if request.model is None else _own_model(request.model, config.seed),
-        progress=progress,
-    )
+    with workers.together():
+        config = TrainingConfig.load(_configuration_path(request.configuration))
+        config = config.overridden(data=request.data, seed=request.seed, weights=request.weights)
+        event_files = _event_files(request) if workers.is_main else None
+        model = None if request.model is None else _own_model(request.model, config.seed)
+    with event_files or nullcontext():
+        result = run_training(
+            config,
+            request.output,
+            resume=request.resume,
+            overwrite=request.force,
+            float_only=request.float_only,
+            model=model,
+            # Only a function that the user names now is called, never one that a file names.
+            run_code=request.data is not None,
+            progress=progress,
+            observers=(*observers, *([event_files] if event_files else [])),
+            workers=workers,
+        )
+    float_correct = round(result.float_accuracy * result.images)
+    rows = [Accuracy("float, before quantization-aware training", float_correct, result.images)]
+    epochs = config.float_training.epochs
     grid = result.evaluation
-    float_correct = round(result.float_accuracy * grid.images)
-    rows = [Accuracy("float, before quantization-aware training", float_correct, grid.images)]
-    rows.append(Accuracy("supernet's weights without quantization", grid.float_correct, grid.images))
-    rows += [Accuracy(row.name, row.correct, row.images) for row in grid.rows]
+    if grid is not None:
+        epochs += config.supernet_training.epochs
+        rows.append(Accuracy("supernet's weights without quantization", grid.float_correct, grid.images))
+        rows += [Accuracy(row.name, row.correct, row.images) for row in grid.rows]
     return TrainingResult(
         checkpoint=result.checkpoint,
+        float_weights=result.float_weights,
         log=result.log,
-        epochs=config.float_training.epochs + config.supernet_training.epochs,
+        epochs=epochs,
         rows=tuple(rows),
     )
+
+
+def _event_files(request: TrainRequest) -> TensorBoardLog | None:
+    """Prepare the event files that are asked for."""
+    if request.tensorboard is None:
+        return None
+    return TensorBoardLog(request.tensorboard, resume=request.resume, overwrite=request.force)
 
 
 def _own_model(reference: str, seed: int) -> nn.Module:

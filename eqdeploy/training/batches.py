@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from eqdeploy.data.augmentation import Augmentation
-from eqdeploy.data.labelled import LabelledImages
+from eqdeploy.data.labelled import LabelledImages, spread_indices
 from eqdeploy.data.preprocessing import Preprocessing
-from eqdeploy.errors import DataError
+from eqdeploy.errors import DataError, UsageError
+
+#: Images as they are stored, uint8 or float32, and their labels.
+_Stored = tuple[NDArray[Any], NDArray[np.int64]]
 
 
 class Batch(NamedTuple):
@@ -38,19 +43,28 @@ def seeded_generator(seed: int, *purpose: int) -> torch.Generator:
 
 
 class TrainingBatches:
-    """Shuffles, preprocesses and augments a labelled data set in memory.
+    """Shuffles, preprocesses and augments a labelled data set.
 
-    Every epoch is a new permutation; its last, incomplete batch is left out.
+    Every epoch is a new permutation; its last, incomplete batch is left out. Where the images are mapped from a file,
+    those of the next step are read in the background: which they are depends on nothing but the step.
+
+    Several processes divide every batch among them: all draw the same permutation and the same random numbers for
+    the whole batch, and each makes its own share of it. The shares one after another are the batch of one process,
+    bit for bit.
 
     Args:
-        data: Labelled images as stored.
+        data: Labelled images as stored, of the network's size or larger: see :meth:`Augmentation.vary`.
         preprocessing: From pixels to the network's input.
         augmentation: Variation of each image.
-        batch_size: Images of one batch; a smaller data set makes one batch of all its images.
+        batch_size: Images of one batch of all processes; a smaller data set makes one batch of all its images.
         seed: Determines the permutations.
+        rank: Which process this is, from 0.
+        world_size: Number of processes.
+        device: Where batches are made and left; pixels travel there as they are stored. None for the processor.
 
     Raises:
         DataError: If there are fewer than two images: BatchNorm needs two.
+        UsageError: If the batch cannot be divided into equal shares: their mean gradient would not be the batch's.
     """
 
     def __init__(
@@ -61,36 +75,65 @@ class TrainingBatches:
         *,
         batch_size: int,
         seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         if len(data) < 2:
             raise DataError("training needs at least two images", where=data.source)
+        if not 0 <= rank < world_size:
+            raise UsageError(f"there is no process {rank} of {world_size}")
         self.data = data
         self.preprocessing = preprocessing
         self.augmentation = augmentation
         self.batch_size = min(batch_size, len(data))
+        if self.batch_size % world_size:
+            raise UsageError(
+                f"a batch of {self.batch_size} images cannot be divided equally among {world_size} processes",
+                where="batch_size",
+                hint=f"{max(self.batch_size // world_size, 1) * world_size} can",
+            )
         self.steps_per_epoch = len(data) // self.batch_size
         self._seed = seed
-        self._fill = torch.from_numpy(preprocessing.black)
+        self._device = device
+        share = self.batch_size // world_size
+        self._share = slice(rank * share, (rank + 1) * share)
         self._epoch = -1
         self._order = np.empty(0, np.int64)
+        mapped = isinstance(data.images, np.memmap)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead") if mapped else None
+        self._ahead: tuple[int, Future[_Stored]] | None = None
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
-        """The batch of a step.
+        """This process's share of the batch of a step.
 
         Args:
             step: Index of the step, counted over all epochs.
-            generator: Source of the augmentation's randomness.
+            generator: Source of the augmentation's randomness, in the same state in all processes.
         """
+        variation = self.augmentation.draw(self.batch_size, generator).rows(self._share)
+        images, labels = (torch.from_numpy(values).to(device=self._device) for values in self._stored(step))
+        return Batch(images=self.augmentation.vary(images, self.preprocessing, variation), labels=labels)
+
+    def _stored(self, step: int) -> _Stored:
+        """Images and labels of this process's share, as stored."""
+        ahead, self._ahead = self._ahead, None
+        found = ahead[1].result() if ahead and ahead[0] == step else self._read(self._rows(step))
+        if self._reader is not None:
+            self._ahead = step + 1, self._reader.submit(self._read, self._rows(step + 1))
+        return found
+
+    def _read(self, rows: NDArray[np.int64]) -> _Stored:
+        """Copies of some images and labels."""
+        return self.data.images[rows], self.data.labels[rows]
+
+    def _rows(self, step: int) -> NDArray[np.int64]:
+        """Which images are this process's share of a step."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             order = torch.randperm(len(self.data), generator=seeded_generator(self._seed, epoch))
             self._epoch, self._order = epoch, order.numpy()
-        rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
-        images = torch.from_numpy(self.preprocessing.apply(self.data.images[rows]))
-        return Batch(
-            images=self.augmentation.apply(images, generator, fill=self._fill),
-            labels=torch.from_numpy(self.data.labels[rows]),
-        )
+        return self._order[index * self.batch_size : (index + 1) * self.batch_size][self._share]
 
 
 def augmented_images(
@@ -104,7 +147,7 @@ def augmented_images(
     """Images for calibration: evenly spread over the data, through the training augmentation.
 
     Args:
-        data: Training images as stored.
+        data: Training images as stored, of the network's size or larger.
         preprocessing: From pixels to the network's input.
         augmentation: The variation that training uses.
         count: Number of images; all of them if there are no more.
@@ -113,5 +156,6 @@ def augmented_images(
     Returns:
         (N, C, H, W) float32.
     """
-    images = torch.from_numpy(preprocessing.apply(data.spread(count).images))
-    return augmentation.apply(images, generator, fill=torch.from_numpy(preprocessing.black))
+    # Copied: stored images may be mapped from a file that is not to be written.
+    images = torch.from_numpy(data.images[spread_indices(len(data), count)])
+    return augmentation.vary(images, preprocessing, augmentation.draw(len(images), generator))

@@ -8,171 +8,42 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from eqdeploy.data.preprocessing import Preprocessing
+from eqdeploy.data.options import DataErrors
 from eqdeploy.errors import ProfileError
-from eqdeploy.network import ElasticSpace
-from eqdeploy.quant.form import Granularity, Symmetry
+from eqdeploy.training.settings import (
+    AugmentationSettings,
+    CalibrationSettings,
+    Count,
+    DistillationSettings,
+    DistributionSettings,
+    ExecutionSettings,
+    FormSampling,
+    ModelSettings,
+    OptimizationSettings,
+    PreprocessingSettings,
+    Section,
+    SpaceSettings,
+    StaticSettings,
+    SupernetSettings,
+)
 from eqdeploy.yaml_file import line_of, read_yaml, suggest
 
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-# Far beyond what trains; larger ones would only overflow float32 somewhere inside the optimizer.
-LearningRate = Annotated[float, Field(gt=0, le=1e3)]
-LearningRateFactor = Annotated[float, Field(gt=0, le=1e6)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-
 #: Keys without effect on the numbers: two runs that differ only there compute the same.
-_WITHOUT_EFFECT = ("checkpoint_interval_steps",)
+_WITHOUT_EFFECT = ("checkpoint_interval_steps", "evaluation_epochs", "data_cache")
 
 
-class _Section(BaseModel):
-    """Strict, immutable part of the configuration."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelSettings(_Section):
-    """The float model.
-
-    Attributes:
-        architecture: A name that :func:`eqdeploy.zoo.build` knows, or null for a model that the caller passes.
-        arguments: Arguments of the architecture.
-    """
-
-    architecture: str | None
-    arguments: dict[str, bool | int | float | str] = {}
-
-
-class PreprocessingSettings(_Section):
-    """Fields of :class:`eqdeploy.data.preprocessing.Preprocessing`."""
-
-    image_size: tuple[int, int]
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    scale: float = 1 / 255
-    resize_shorter_side: int | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> PreprocessingSettings:
-        self.to_preprocessing()
-        return self
-
-    def to_preprocessing(self) -> Preprocessing:
-        """The object that applies these settings."""
-        return Preprocessing(**dict(self))
-
-
-class SpaceSettings(_Section):
-    """Fields of :class:`eqdeploy.network.ElasticSpace`."""
-
-    bits: tuple[int, ...] = ElasticSpace.bits
-    granularities: tuple[Granularity, ...] = ElasticSpace.granularities
-    symmetries: tuple[Symmetry, ...] = ElasticSpace.symmetries
-    narrow: bool = False
-    boundary_bits: int = 8
-
-    @model_validator(mode="after")
-    def _check(self) -> SpaceSettings:
-        self.to_space()
-        return self
-
-    def to_space(self) -> ElasticSpace:
-        """The space that these settings describe."""
-        return ElasticSpace(**dict(self))
-
-
-class OptimizationSettings(_Section):
-    """Adam with linear warm-up and cosine decay to zero.
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images of one step. An incomplete last batch of an epoch is left out.
-        learning_rate: Peak learning rate.
-        betas: Decay of Adam's first and second moments.
-        weight_decay: L2 penalty on weights; never on biases, BatchNorm, scales and zero-points.
-        warm_up_steps: Steps over which the learning rate grows to its peak.
-        gradient_clip: Gradients are clipped to ± this value, element by element; null leaves them alone.
-    """
-
-    epochs: CountOrNone
-    batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: LearningRate = 1e-3
-    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    weight_decay: NonNegative = 0.0
-    warm_up_steps: CountOrNone = 0
-    gradient_clip: Positive | None = 1.0
-
-
-class SupernetSettings(OptimizationSettings):
-    """The optimizer of the supernet.
-
-    Attributes:
-        scale_learning_rate_factor: The learning rate of log2(scale) is the learning rate times this.
-        zero_point_learning_rate_factor: The same for zero-points, which are counted in integer steps.
-    """
-
-    scale_learning_rate_factor: LearningRateFactor = 1.0
-    zero_point_learning_rate_factor: LearningRateFactor = 1.0
-
-
-class DistillationSettings(_Section):
-    """Group progressive guidance (EQ-Net, Eq. 7-8).
-
-    Attributes:
-        weight: λ, the share of the teacher in the loss of the random and the lowest subnet.
-        temperature: Softening of both distributions.
-    """
-
-    weight: Fraction = 0.5
-    temperature: Positive = 1.0
-
-
-class DistributionSettings(_Section):
-    """Weight distribution regularization (EQ-Net, Eq. 4-6).
-
-    Attributes:
-        kurtosis_weight: Weight of the kurtosis term.
-        kurtosis_target: 1.8, the kurtosis of a uniform distribution.
-        skewness_weight: Weight of the skewness term.
-    """
-
-    kurtosis_weight: NonNegative = 0.015
-    kurtosis_target: Positive = 1.8
-    skewness_weight: NonNegative = 1.0
-
-
-class AugmentationSettings(_Section):
-    """Fields of :class:`eqdeploy.data.augmentation.Augmentation`."""
-
-    shift: CountOrNone = 0
-    flip: bool = False
-
-
-class CalibrationSettings(_Section):
-    """Training images that set what is not learned.
-
-    Attributes:
-        initialization_images: Images that the scales are initialized from.
-        batch_norm_images: Augmented images that BatchNorm statistics are estimated on before an evaluation.
-    """
-
-    initialization_images: Count = 256
-    batch_norm_images: Annotated[int, Field(ge=2)] = 1024
-
-
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """Everything that determines a training run.
 
     Attributes:
         schema_version: Version of this file's layout, ``schema`` in the file.
         model: The float model.
         data: A data set that :func:`eqdeploy.data.load_data` knows, with splits ``train`` and ``test``.
+        data_errors: What happens when an image file cannot be read: ``fatal`` stops and names it, ``skip`` leaves it
+            out and says so.
+        data_cache: Where decoded images are kept: ``auto``, ``off``, or a folder.
         preprocessing: From pixels to the network's input.
         space: Forms to train.
         float_training: Pre-training of the float network.
@@ -180,11 +51,18 @@ class TrainingConfig(_Section):
         distillation: Guidance between the subnets of a step.
         weight_distribution: Regularization of the weights' distribution.
         augmentation: Variation of training images.
+        sampling: How forms are drawn.
+        static: Train this form only, one subnet a step: the static network that a supernet is compared with. Null for
+            a supernet.
         calibration: Images for initialization and BatchNorm.
+        execution: How training steps are computed.
+        evaluation_epochs: Epochs of the supernet training after which the grid of forms is measured, besides the end.
         seed: Seed of all random numbers.
         threads: Threads that torch computes with; another number may round sums differently.
         checkpoint_interval_steps: Steps between two saved states.
     """
+
+    later = frozenset({"sampling", "static", "execution", "evaluation_epochs", "data_errors", "data_cache"})
 
     schema_version: Annotated[Literal[1], Field(alias="schema")]
     model: ModelSettings
@@ -196,10 +74,29 @@ class TrainingConfig(_Section):
     distillation: DistillationSettings = DistillationSettings()
     weight_distribution: DistributionSettings = DistributionSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
+    sampling: FormSampling = FormSampling.PER_LAYER
+    static: StaticSettings | None = None
     calibration: CalibrationSettings = CalibrationSettings()
+    execution: ExecutionSettings = ExecutionSettings()
+    evaluation_epochs: tuple[Count, ...] = ()
+    data_errors: DataErrors = "fatal"
+    data_cache: Annotated[str, Field(min_length=1)] = "auto"
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     checkpoint_interval_steps: Count = 500
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingConfig:
+        static, space = self.static, self.space
+        if static is not None:
+            for name, trained in (
+                ("bits", space.bits),
+                ("granularity", space.granularities),
+                ("symmetry", space.symmetries),
+            ):
+                if getattr(static, name) not in trained:
+                    raise ValueError(f"static.{name}: {getattr(static, name)} is not in the space")
+        return self
 
     @staticmethod
     def load(path: Path) -> TrainingConfig:
@@ -220,13 +117,20 @@ class TrainingConfig(_Section):
         except (TypeError, ValueError) as error:  # a key that is no text, or an alias to a node around it
             raise ProfileError(f"not plain keys and values: {error}", where=str(path)) from error
 
-    def overridden(self, *, data: str | None = None, seed: int | None = None) -> TrainingConfig:
-        """The same configuration with other data or another seed; None keeps what is there.
+    def overridden(
+        self, *, data: str | None = None, seed: int | None = None, weights: str | None = None
+    ) -> TrainingConfig:
+        """The same configuration with other data, another seed or another start; None keeps what is there.
 
         Raises:
             ProfileError: If the seed is out of range.
         """
-        changes = {"data": self.data if data is None else data, "seed": self.seed if seed is None else seed}
+        changes: dict[str, Any] = {
+            "data": self.data if data is None else data,
+            "seed": self.seed if seed is None else seed,
+        }
+        if weights is not None:
+            changes["model"] = self.model.model_copy(update={"weights": weights})
         try:
             return TrainingConfig.model_validate({**self.model_dump(by_alias=True), **changes})
         except ValidationError as error:

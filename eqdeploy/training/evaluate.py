@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +14,39 @@ from torch import Tensor
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
 from eqdeploy.data.labelled import LabelledImages
 from eqdeploy.data.preprocessing import Preprocessing
+from eqdeploy.network import NetworkDescription
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.supernet import Supernet
+from eqdeploy.training.workers import ALONE, Workers
 
 #: Images of one forward pass.
 BATCH_SIZE = 256
+
+
+class UniformForm(NamedTuple):
+    """The same form everywhere, the first and the last layer at the boundary width.
+
+    Attributes:
+        bits: Width of weights and activations.
+        granularity: Granularity of the weights.
+        symmetry: Symmetry of weights and activations.
+    """
+
+    bits: int
+    granularity: Granularity
+    symmetry: Symmetry
+
+    def subnet(self, network: NetworkDescription) -> SubnetConfig:
+        """The subnet of a network in this form."""
+        return SubnetConfig.uniform(
+            network,
+            weight_bits=self.bits,
+            activation_bits=self.bits,
+            granularity=self.granularity,
+            weight_symmetry=self.symmetry,
+            activation_symmetry=self.symmetry,
+        )
 
 
 @dataclass(frozen=True)
@@ -96,50 +124,54 @@ def evaluate_grid(
     preprocessing: Preprocessing,
     batch_size: int = BATCH_SIZE,
     advance: Callable[[int], None] | None = None,
+    workers: Workers = ALONE,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    forms: Sequence[UniformForm] | None = None,
 ) -> Evaluation:
     """Measure the float network and every uniform form of the supernet's space.
 
+    Several processes take turns; each counts the images of its networks, and all learn all counts.
+
     Args:
         supernet: Is deactivated afterwards; its BatchNorm statistics and mode are as before.
-        calibration: Training images through the training augmentation, (N, C, H, W), N >= 2.
+        calibration: Training images through the training augmentation, (N, C, H, W), N >= 2, on the supernet's
+            device.
         data: Held-out, labelled images as stored.
         preprocessing: From pixels to the network's input.
         batch_size: Images of one forward pass.
-        advance: Called with 1 after every network that is measured.
+        advance: Called with the number of networks that have been measured since.
+        workers: The processes that share the work. They have the same parameters and arguments.
+        forward: Runs the supernet in evaluation mode; None to call it.
+        forms: What to measure besides the float network, None for all of the space.
 
     Returns:
         Counts of correct images.
 
     Raises:
         DataError: If the images are unlabelled or the calibration images do not suffice.
+        ReportedError: In all processes but the first, in its place.
     """
     data.require_labels()
-    space = supernet.network.space
-    rows: list[EvaluationRow] = []
-
-    def correct() -> int:
-        return calibrated_correct(supernet, calibration, data, preprocessing, batch_size=batch_size)
-
-    with _statistics_restored(supernet):
+    network = supernet.network
+    if forms is None:
+        space = network.space
+        forms = [UniformForm(*form) for form in itertools.product(space.bits, space.granularities, space.symmetries)]
+    subnets: list[SubnetConfig | None] = [None]
+    subnets += [form.subnet(network) for form in forms]
+    counts = [0] * len(subnets)
+    with workers.together(), _statistics_restored(supernet):
+        for first in range(0, len(subnets), workers.world_size):
+            own = first + workers.rank
+            if own < len(subnets):
+                _switch(supernet, subnets[own])
+                counts[own] = calibrated_correct(
+                    supernet, calibration, data, preprocessing, batch_size=batch_size, forward=forward
+                )
+            if advance is not None:
+                advance(min(workers.world_size, len(subnets) - first))
         supernet.deactivate()
-        float_correct = correct()
-        _advance(advance)
-        for bits in space.bits:
-            for granularity in space.granularities:
-                for symmetry in space.symmetries:
-                    supernet.activate(
-                        SubnetConfig.uniform(
-                            supernet.network,
-                            weight_bits=bits,
-                            activation_bits=bits,
-                            granularity=granularity,
-                            weight_symmetry=symmetry,
-                            activation_symmetry=symmetry,
-                        )
-                    )
-                    rows.append(EvaluationRow(bits, granularity, symmetry, correct(), len(data)))
-                    _advance(advance)
-        supernet.deactivate()
+    float_correct, *counts = workers.sum(counts)
+    rows = [EvaluationRow(*form, correct, len(data)) for form, correct in zip(forms, counts, strict=True)]
     return Evaluation(float_correct=float_correct, images=len(data), rows=tuple(rows))
 
 
@@ -151,6 +183,7 @@ def calibrated_correct(
     preprocessing: Preprocessing,
     *,
     batch_size: int = BATCH_SIZE,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> int:
     """Calibrate BatchNorm for the active subnet and count the images that it classifies correctly.
 
@@ -158,20 +191,23 @@ def calibrated_correct(
 
     Args:
         supernet: With a subnet active, or deactivated for float.
-        calibration: Images for the statistics, (N, C, H, W), N >= 2.
+        calibration: Images for the statistics, (N, C, H, W), N >= 2, on the supernet's device.
         data: Labelled images to classify, as stored.
         preprocessing: From pixels to the network's input.
         batch_size: Images of one forward pass.
+        forward: Runs the supernet in evaluation mode; None to call it.
     """
+    forward = forward or supernet
     calibrate_batch_norm(supernet, even_batches(calibration, batch_size))
-    training = supernet.training
+    training, device = supernet.training, calibration.device
     supernet.eval()
     try:
         correct = 0
         for start in range(0, len(data), batch_size):
             rows = slice(start, start + batch_size)
-            predicted = supernet(torch.from_numpy(preprocessing.apply(data.images[rows]))).argmax(dim=1)
-            correct += int((predicted == torch.from_numpy(data.labels[rows])).sum())
+            images = torch.from_numpy(preprocessing.apply(data.images[rows])).to(device)
+            labels = torch.from_numpy(data.labels[rows]).to(device)
+            correct += int((forward(images).argmax(dim=1) == labels).sum())
         return correct
     finally:
         supernet.train(training)
@@ -182,10 +218,12 @@ def even_batches(images: Tensor, batch_size: int = BATCH_SIZE) -> list[Tensor]:
     return list(images.tensor_split(-(-len(images) // batch_size)))
 
 
-def _advance(advance: Callable[[int], None] | None) -> None:
-    """Report one network."""
-    if advance is not None:
-        advance(1)
+def _switch(supernet: Supernet, subnet: SubnetConfig | None) -> None:
+    """Activate a subnet, or the float network."""
+    if subnet is None:
+        supernet.deactivate()
+    else:
+        supernet.activate(subnet)
 
 
 @contextmanager

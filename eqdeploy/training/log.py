@@ -12,10 +12,46 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from eqdeploy.errors import CheckpointError, OutputError
 from eqdeploy.files import write_atomically
+
+
+class Log(Protocol):
+    """Where the steps of a run are noted down.
+
+    Attributes:
+        lines: Number of entries so far.
+    """
+
+    lines: int
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append one entry of plain, finite data."""
+        ...
+
+    def sync(self) -> None:
+        """Make sure that every entry survives a power cut."""
+        ...
+
+
+class NoLog:
+    """The log of a process that leaves writing to another one; it only counts.
+
+    Args:
+        keep: Number of entries that were there before.
+    """
+
+    def __init__(self, *, keep: int = 0) -> None:
+        self.lines = keep
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Count one entry."""
+        self.lines += 1
+
+    def sync(self) -> None:
+        """There is nothing to write."""
 
 
 class TrainingLog:

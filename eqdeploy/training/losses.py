@@ -108,7 +108,15 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 
     return divergence * temperature**2
 
 
-def guided_loss(student: Tensor, teacher: Tensor, labels: Tensor, *, weight: float, temperature: float) -> Tensor:
+def guided_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    *,
+    weight: float,
+    temperature: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Loss of a subnet that a better one guides (Eq. 8): ``λ · distillation + (1 − λ) · cross entropy``.
 
     The best subnet of a step has no teacher; its loss is the cross entropy alone (Eq. 7).
@@ -119,9 +127,10 @@ def guided_loss(student: Tensor, teacher: Tensor, labels: Tensor, *, weight: flo
         labels: Class indices, int64, ``(images,)``.
         weight: λ, between 0 and 1.
         temperature: See :func:`distillation_loss`.
+        label_smoothing: Share of every label that is spread over all classes.
 
     Returns:
         Scalar, in nats per image.
     """
-    hard = functional.cross_entropy(student, labels)
+    hard = functional.cross_entropy(student, labels, label_smoothing=label_smoothing)
     return weight * distillation_loss(student, teacher, temperature=temperature) + (1 - weight) * hard

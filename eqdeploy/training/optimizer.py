@@ -1,4 +1,4 @@
-"""Adam with one group of parameters for each role."""
+"""The optimizer of a phase, with one group of parameters for each role."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from eqdeploy.errors import TrainingError
 from eqdeploy.quant.elastic_quantizer import ElasticQuantizer
 from eqdeploy.supernet.supernet import Supernet
-from eqdeploy.training.config import OptimizationSettings, SupernetSettings
+from eqdeploy.training.settings import OptimizationSettings, OptimizerName, SupernetSettings
 
 #: Key of a parameter group's factor on the learning rate.
 _FACTOR = "learning_rate_factor"
 
 
-def make_optimizer(supernet: Supernet, settings: OptimizationSettings) -> torch.optim.Adam:
+def make_optimizer(supernet: Supernet, settings: OptimizationSettings) -> torch.optim.Optimizer:
     """Make the optimizer of a phase.
 
     Weights of layers have weight decay. Biases and BatchNorm have none. Scales and zero-points have none either
@@ -27,7 +27,7 @@ def make_optimizer(supernet: Supernet, settings: OptimizationSettings) -> torch.
         settings: Settings of the phase.
 
     Returns:
-        Adam, with parameters in the model's order.
+        Adam or SGD, with parameters in the model's order.
     """
     weights = [weight for _, weight in supernet.latent_weights()]
     scales, zero_points = _quantizer_parameters(supernet)
@@ -44,6 +44,14 @@ def make_optimizer(supernet: Supernet, settings: OptimizationSettings) -> torch.
         ]
     groups = [group for group in groups if group["params"]]
     # One kernel for all tensors instead of ten for each of the hundreds of small ones.
+    if settings.optimizer is OptimizerName.SGD:
+        return torch.optim.SGD(
+            groups,
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            nesterov=settings.momentum > 0,
+            foreach=True,
+        )
     return torch.optim.Adam(groups, lr=settings.learning_rate, betas=settings.betas, foreach=True)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from eqdeploy.network import NetworkDescription
 from eqdeploy.subnet import SubnetConfig
+from eqdeploy.training.settings import FormSampling
 
 Value = TypeVar("Value")
 
@@ -21,36 +22,41 @@ class Sandwich(NamedTuple):
     lowest: SubnetConfig
 
 
-def sample_sandwich(network: NetworkDescription, generator: torch.Generator) -> Sandwich:
+def sample_sandwich(network: NetworkDescription, generator: torch.Generator, sampling: FormSampling) -> Sandwich:
     """Draw the three subnets of one step.
 
     ``highest`` has the largest width everywhere, ``lowest`` the smallest, ``random`` an independent width for every
-    weight and every activation. Granularity and symmetry are independent for every weight (and symmetry for every
-    activation) in all three. The first and the last layer, and the tensors that they read, always have the
+    weight and every activation. The first and the last layer, and the tensors that they read, always have the
     boundary width, because that is how they are deployed.
 
     Args:
         network: The network to draw for; its space gives the choices.
-        generator: Source of randomness; its state advances by an amount that depends on the network only.
+        generator: Source of randomness; its state advances by an amount that depends on the network and on
+            ``sampling`` only.
+        sampling: Whether granularity and symmetry are independent for every weight (and symmetry for every
+            activation), or one for each of the three subnets.
 
     Returns:
         Three subnets of ``network``.
     """
     bits = network.space.bits
     return Sandwich(
-        highest=sample_subnet(network, generator, bits=bits[-1:]),
-        random=sample_subnet(network, generator, bits=bits),
-        lowest=sample_subnet(network, generator, bits=bits[:1]),
+        highest=sample_subnet(network, generator, bits=bits[-1:], sampling=sampling),
+        random=sample_subnet(network, generator, bits=bits, sampling=sampling),
+        lowest=sample_subnet(network, generator, bits=bits[:1], sampling=sampling),
     )
 
 
-def sample_subnet(network: NetworkDescription, generator: torch.Generator, *, bits: Sequence[int]) -> SubnetConfig:
+def sample_subnet(
+    network: NetworkDescription, generator: torch.Generator, *, bits: Sequence[int], sampling: FormSampling
+) -> SubnetConfig:
     """Draw one subnet whose searchable widths come from ``bits``, uniformly and independently.
 
     Args:
         network: The network to draw for.
         generator: Source of randomness.
         bits: Widths to choose from; each must be one of the space's.
+        sampling: Whether granularity and symmetry are drawn for every layer or once.
 
     Returns:
         A subnet of ``network``.
@@ -59,19 +65,15 @@ def sample_subnet(network: NetworkDescription, generator: torch.Generator, *, bi
     layers, boundary_layers = network.layers, set(network.boundary_layers)
     tensors = [tensor for tensor in network.tensors if tensor.trained]
     boundary_tensors = set(network.boundary_tensors)
-    weight_choices = zip(
-        layers,
-        _draw(bits, len(layers), generator),
-        _draw(space.granularities, len(layers), generator),
-        _draw(space.symmetries, len(layers), generator),
-        strict=True,
-    )
-    activation_choices = zip(
-        tensors,
-        _draw(bits, len(tensors), generator),
-        _draw(space.symmetries, len(tensors), generator),
-        strict=True,
-    )
+    draw = _draw if sampling is FormSampling.PER_LAYER else _draw_once
+    weight_bits = _draw(bits, len(layers), generator)
+    granularities = draw(space.granularities, len(layers), generator)
+    weight_symmetries = draw(space.symmetries, len(layers), generator)
+    activation_bits = _draw(bits, len(tensors), generator)
+    if sampling is FormSampling.PER_LAYER:
+        activation_symmetries = _draw(space.symmetries, len(tensors), generator)
+    else:
+        activation_symmetries = weight_symmetries[:1] * len(tensors)
     return SubnetConfig(
         weights=tuple(
             (
@@ -80,7 +82,9 @@ def sample_subnet(network: NetworkDescription, generator: torch.Generator, *, bi
                     space.boundary_bits if layer.name in boundary_layers else width, granularity, symmetry
                 ),
             )
-            for layer, width, granularity, symmetry in weight_choices
+            for layer, width, granularity, symmetry in zip(
+                layers, weight_bits, granularities, weight_symmetries, strict=True
+            )
         ),
         activations=tuple(
             (
@@ -91,7 +95,7 @@ def sample_subnet(network: NetworkDescription, generator: torch.Generator, *, bi
                     non_negative=tensor.non_negative,
                 ),
             )
-            for tensor, width, symmetry in activation_choices
+            for tensor, width, symmetry in zip(tensors, activation_bits, activation_symmetries, strict=True)
         ),
     )
 
@@ -99,3 +103,8 @@ def sample_subnet(network: NetworkDescription, generator: torch.Generator, *, bi
 def _draw(choices: Sequence[Value], count: int, generator: torch.Generator) -> list[Value]:
     """Draw ``count`` of ``choices`` with replacement."""
     return [choices[index] for index in torch.randint(len(choices), (count,), generator=generator).tolist()]
+
+
+def _draw_once(choices: Sequence[Value], count: int, generator: torch.Generator) -> list[Value]:
+    """Draw one of ``choices`` for all."""
+    return _draw(choices, 1, generator) * count

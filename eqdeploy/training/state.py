@@ -1,8 +1,8 @@
 """The state of an unfinished training run: one safetensors file that continues the run it was taken from.
 
-The file holds the model, Adam's moments and step counts by parameter name, the states of all random generators and
-the position in the run. Nothing in it is ever executed. It is replaced atomically: after a kill or a full disk the
-previous state is still whole.
+The file holds the model, the optimizer's moments by parameter name, the average of the parameters if there is one, the
+states of all random generators and the position in the run. Nothing in it is ever executed. It is replaced atomically:
+after a kill or a full disk the previous state is still whole.
 """
 
 from __future__ import annotations
@@ -21,11 +21,22 @@ from torch import Tensor, nn
 
 from eqdeploy.errors import CheckpointError, TrainingError
 from eqdeploy.files import write_atomically
+from eqdeploy.training.average import ParameterAverage
 
 STATE_SCHEMA = 1
 #: All metadata is one document under one key: safetensors writes several keys in random order.
 _METADATA_KEY = "eqdeploy.training_state"
-_MODEL, _OPTIMIZER, _GENERATOR = "model", "optimizer", "generator"
+_MODEL, _OPTIMIZER, _GENERATOR, _AVERAGE = "model", "optimizer", "generator", "average"
+
+#: What an optimizer keeps for a parameter that has had a gradient: all of one tuple.
+_STEP = "step"
+_MOMENT_KEYS: Mapping[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.Adam: (_STEP, "exp_avg", "exp_avg_sq"),
+    torch.optim.SGD: ("momentum_buffer",),
+}
+
+#: Of some parameters, by name: their moments, by key.
+_Moments = Mapping[str, Mapping[str, Tensor]]
 
 
 class Phase(StrEnum):
@@ -73,6 +84,7 @@ def save_state(
     position: Position,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    average: ParameterAverage | None,
     generators: Mapping[str, torch.Generator],
     configuration: Mapping[str, Any],
 ) -> None:
@@ -83,6 +95,7 @@ def save_state(
         position: How far the run has come.
         model: All its parameters and buffers are stored.
         optimizer: Its tensor state is stored under the names that ``model`` gives the parameters.
+        average: Average of the parameters, if there is one.
         generators: Every source of randomness, by name.
         configuration: Plain data; a resumed run must have the same.
 
@@ -93,13 +106,18 @@ def save_state(
     tensors = {f"{_MODEL}.{name}": tensor for name, tensor in model.state_dict().items()}
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
-            tensors[f"{_OPTIMIZER}.{key}.{names[parameter]}"] = value
+            if value is not None:
+                tensors[f"{_OPTIMIZER}.{key}.{names[parameter]}"] = value
+    if average is not None:
+        tensors |= {f"{_AVERAGE}.{name}": value for name, value in average.values.items()}
     for name, generator in generators.items():
         tensors[f"{_GENERATOR}.{name}"] = generator.get_state()
     document = {"schema": STATE_SCHEMA, "position": asdict(position), "configuration": configuration}
     metadata = {_METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False)}
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
-    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     write_atomically(path, save(copies, metadata))
 
 
@@ -140,6 +158,7 @@ def restore_state(
     *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    average: ParameterAverage | None,
     generators: Mapping[str, torch.Generator],
 ) -> None:
     """Put a saved state into a model, its optimizer and its generators, all freshly made.
@@ -148,37 +167,67 @@ def restore_state(
         state: What :func:`load_state` returned.
         model: Receives every parameter and buffer.
         optimizer: Receives its state for the parameters that had one.
+        average: Receives its values.
         generators: The generators that the state was saved with, by name.
 
     Raises:
         CheckpointError: If a tensor is missing, unexpected, of another shape or type, or not finite; all such
             tensors are reported together.
     """
+    moments = _read_moments(state, model, optimizer)
     expected = {f"{_MODEL}.{name}": tensor for name, tensor in model.state_dict().items()}
+    expected |= _expected_moments(moments, model, optimizer)
+    if average is not None:
+        expected |= {f"{_AVERAGE}.{name}": value for name, value in average.values.items()}
     expected |= {f"{_GENERATOR}.{name}": generator.get_state() for name, generator in generators.items()}
-    parameters = dict(model.named_parameters())
-    entries = {name: tensor for name, tensor in state.tensors.items() if name.startswith(f"{_OPTIMIZER}.")}
-    moments: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in entries.items():
-        _, key, parameter = name.split(".", 2) if name.count(".") >= 2 else ("", "", "")
-        if parameter in parameters and key in ("step", "exp_avg", "exp_avg_sq"):
-            expected[name] = tensor.new_zeros(()) if key == "step" else parameters[parameter]
-            moments.setdefault(parameter, {})[key] = tensor
-    for parameter, values in moments.items():
-        for key in {"step", "exp_avg", "exp_avg_sq"} - set(values):
-            expected[f"{_OPTIMIZER}.{key}.{parameter}"] = parameters[parameter]
     problems = _compare(expected, state.tensors)
     if problems:
         raise CheckpointError(f"the training state does not fit: {'; '.join(problems)}", where=str(state.path))
     model.load_state_dict({name: state.tensors[f"{_MODEL}.{name}"] for name in model.state_dict()})
-    optimizer.state.clear()
-    for parameter, values in moments.items():
-        optimizer.state[parameters[parameter]] = {key: value.clone() for key, value in values.items()}
+    _restore_moments(moments, model, optimizer)
+    if average is not None:
+        average.load({name: state.tensors[f"{_AVERAGE}.{name}"] for name in average.values})
     for name, generator in generators.items():
         try:
             generator.set_state(state.tensors[f"{_GENERATOR}.{name}"])
         except RuntimeError as error:
             raise CheckpointError(f"{_GENERATOR}.{name} is no generator state", where=str(state.path)) from error
+
+
+def _read_moments(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> _Moments:
+    """Find what a state holds of an optimizer; what belongs to no parameter or no such optimizer is left out."""
+    parameters, keys = dict(model.named_parameters()), _MOMENT_KEYS[type(optimizer)]
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.tensors.items():
+        entry, _, rest = name.partition(".")
+        key, _, parameter = rest.partition(".")
+        if entry == _OPTIMIZER and key in keys and parameter in parameters:
+            moments.setdefault(parameter, {})[key] = tensor
+    return moments
+
+
+def _expected_moments(moments: _Moments, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Tensors like all those that an optimizer keeps for the parameters for which a state holds any."""
+    expected: dict[str, Tensor] = {}
+    for parameter in moments:
+        like = model.get_parameter(parameter)
+        for key in _MOMENT_KEYS[type(optimizer)]:
+            expected[f"{_OPTIMIZER}.{key}.{parameter}"] = like.new_zeros(()) if key == _STEP else like
+    return expected
+
+
+def _restore_moments(moments: _Moments, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put moments into an optimizer, in the layout of their parameters, as the optimizer itself makes them.
+
+    Another layout would round sums differently.
+    """
+    optimizer.state.clear()
+    for parameter, entries in moments.items():
+        owner = model.get_parameter(parameter)
+        optimizer.state[owner] = {
+            key: value.clone() if key == _STEP else torch.empty_like(owner).copy_(value)
+            for key, value in entries.items()
+        }
 
 
 def _read_document(text: str | None, path: Path) -> tuple[Position, Mapping[str, Any]]:

@@ -28,7 +28,10 @@ COMMANDS: dict[tuple[str, ...], set[str]] = {
     ("resolve",): SUPERNET | {"--profile", "--subnet"},
     ("validate",): SUPERNET | GATES | {"--data", "--seed"},
     ("eval",): SUPERNET | GATES | {"--data", "--profile", "--subnet", "--seed"},
-    ("train",): {"-o", "--out", "--model", "--data", "--seed", "--resume", "--force"},
+    ("train",): {
+        *("-o", "--out", "--model", "--data", "--seed", "--weights", "--float-only", "--tensorboard", "--resume"),
+        "--force",
+    },
     ("inspect",): set(),
     ("profiles", "list"): set(),
     ("profiles", "show"): set(),

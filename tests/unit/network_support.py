@@ -18,6 +18,7 @@ SIGN_PRESERVING = frozenset(
         OpKind.CONCAT,
         OpKind.ADD,
         OpKind.MUL,
+        OpKind.REQUANTIZE,
     }
 )
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 #: Parts of the package from the ground up. A part may import those of earlier rows only.
 ROWS = (
     ("errors", "progress", "text"),
+    ("user_code",),
     ("files", "quant", "data", "zoo", "requests"),
     ("network", "yaml_file", "manifest"),
     ("subnet", "profile_fields", "artifact", "inspection", "project"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eqdeploy.data import LabelledImages, Preprocessing
 from eqdeploy.data.augmentation import Augmentation
-from eqdeploy.errors import DataError
-from eqdeploy.training.batches import TrainingBatches, augmented_images, derive_seed, seeded_generator
+from eqdeploy.errors import DataError, UsageError
+from eqdeploy.training.batches import Batch, TrainingBatches, augmented_images, derive_seed, seeded_generator
 
 PREPROCESSING = Preprocessing((2, 2), 1, (0.5,), (0.25,), scale=1 / 64)
 
@@ -75,6 +79,85 @@ def test_a_small_data_set_is_one_batch() -> None:
 def test_a_single_image_is_refused() -> None:
     with pytest.raises(DataError, match="two images"):
         batches(1, 4)
+
+
+RESIZED = Augmentation(flip=True, crop_scale=(0.3, 1.0), brightness=0.3, contrast=0.3, saturation=0.3)
+
+
+@given(
+    world_size=st.integers(1, 5),
+    share=st.integers(1, 4),
+    spare=st.integers(0, 9),
+    step=st.integers(0, 40),
+    seed=st.integers(0, 99),
+    augmentation=st.sampled_from([Augmentation(), Augmentation(shift=1, flip=True), RESIZED]),
+)
+def test_shares_of_processes_are_the_batch_of_one(
+    world_size: int, share: int, spare: int, step: int, seed: int, augmentation: Augmentation
+) -> None:
+    size = max(2, world_size * share)
+    world_size = world_size if size % world_size == 0 else 1
+
+    def batch(rank: int, processes: int) -> tuple[Batch, torch.Tensor]:
+        generator = seeded_generator(seed, step)
+        source = TrainingBatches(
+            numbered(size + spare),
+            PREPROCESSING,
+            augmentation,
+            batch_size=size,
+            seed=seed,
+            rank=rank,
+            world_size=processes,
+        )
+        return source.batch(step, generator), generator.get_state()
+
+    whole, after = batch(0, 1)
+    shares = [batch(rank, world_size) for rank in range(world_size)]
+    assert torch.equal(torch.cat([part.images for part, _ in shares]), whole.images)
+    assert torch.equal(torch.cat([part.labels for part, _ in shares]), whole.labels)
+    assert all(torch.equal(state, after) for _, state in shares)
+
+
+@pytest.mark.parametrize(("count", "size", "world_size"), [(100, 10, 3), (7, 64, 2), (100, 2, 4)])
+def test_batches_that_cannot_be_shared_equally_are_refused(count: int, size: int, world_size: int) -> None:
+    with pytest.raises(UsageError, match=f"batch_size: a batch of {min(count, size)} images .* {world_size} processes"):
+        TrainingBatches(
+            numbered(count), PREPROCESSING, Augmentation(), batch_size=size, seed=0, rank=1, world_size=world_size
+        )
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2), (0, 0)])
+def test_processes_that_do_not_exist_are_refused(rank: int, world_size: int) -> None:
+    with pytest.raises(UsageError, match="no process"):
+        TrainingBatches(
+            numbered(8), PREPROCESSING, Augmentation(), batch_size=4, seed=0, rank=rank, world_size=world_size
+        )
+
+
+@given(st.lists(st.integers(0, 12), max_size=8), st.integers(0, 3))
+def test_images_mapped_from_a_file_make_the_same_batches(steps: list[int], seed: int) -> None:
+    data = numbered(11)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data.images.tobytes())
+        file.flush()
+        mapped = LabelledImages(
+            np.memmap(file.name, np.uint8, "r", shape=(11, 1, 2, 2)), data.labels, data.classes, "mapped"
+        )
+        sources = [
+            TrainingBatches(images, PREPROCESSING, RESIZED, batch_size=3, seed=seed) for images in (data, mapped)
+        ]
+        for step in [*steps, 2, 3, 4]:
+            first, second = (source.batch(step, seeded_generator(seed)) for source in sources)
+            assert torch.equal(first.images, second.images)
+            assert torch.equal(first.labels, second.labels)
+
+
+def test_stored_images_stay_as_they_are() -> None:
+    data = numbered(8)
+    data.images.flags.writeable = False  # as those mapped from a cache
+    source = TrainingBatches(data, PREPROCESSING, RESIZED, batch_size=4, seed=0)
+    assert source.batch(0, torch.Generator()).images.shape == (4, 1, 2, 2)
+    assert len(augmented_images(data, PREPROCESSING, RESIZED, count=99, generator=torch.Generator())) == 8
 
 
 def test_calibration_images_are_spread_and_augmented_repeatably() -> None:

@@ -13,6 +13,7 @@ from eqdeploy.errors import ProfileError
 from eqdeploy.network import ElasticSpace
 from eqdeploy.quant.form import Granularity
 from eqdeploy.training.config import TrainingConfig
+from eqdeploy.training.settings import Guidance
 from tests.unit.training_support import configuration, settings
 
 DATA = Path("images")
@@ -34,7 +35,7 @@ def text(**changes: Any) -> str:
 
 def test_defaults_are_the_authors_values(load: Callable[[str], TrainingConfig]) -> None:
     config = load(text())
-    assert config.distillation.model_dump() == {"weight": 0.5, "temperature": 1.0}
+    assert dict(config.distillation) == {"guidance": Guidance.PROGRESSIVE, "weight": 0.5, "temperature": 1.0}
     assert config.weight_distribution.model_dump() == {
         "kurtosis_weight": 0.015,
         "kurtosis_target": 1.8,
@@ -63,6 +64,11 @@ def test_sections_become_the_objects_that_they_describe(load: Callable[[str], Tr
         ({"space": {"granularities": ["per_tensr"]}}, "space.granularities.0", "not 'per_tensr'"),
         ({"preprocessing": {"std": [0.0]}}, "preprocessing", "std must be positive"),
         ({"preprocessing": {"mean": [0.1, 0.2, 0.3]}}, "preprocessing", "mean must hold"),
+        ({"augmentation": {"shift": -1}}, "augmentation.shift", "greater than or equal to 0"),
+        ({"augmentation": {"crop_scale": [0.5, 2]}}, "augmentation", "crop_scale must ascend between 0 and 1"),
+        ({"augmentation": {"crop_ratio": [0.75]}}, "augmentation.crop_ratio.1", "missing"),
+        ({"augmentation": {"brightness": 11}}, "augmentation", "brightness must be between 0 and 10"),
+        ({"augmentation": {"hue": 0.1}}, "augmentation.hue", "the keys are shift, flip, crop_scale"),
         ({"threads": 1.5}, "threads", "not 1.5"),
         ({"threads": 0}, "threads", "greater than or equal to 1"),
         ({"seed": -1}, "seed", "not -1"),
@@ -155,3 +161,10 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
     config = configuration(tmp_path / "images")
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
+
+
+def test_augmentation_that_is_off_leaves_the_digest_as_it_was(load: Callable[[str], TrainingConfig]) -> None:
+    off = {"crop_scale": None, "crop_ratio": [0.75, 4 / 3], "brightness": 0, "contrast": 0.0, "saturation": 0.0}
+    assert load(text(augmentation=off)).digest == load(text()).digest
+    assert load(text()).canonical()["augmentation"] == {"shift": 1, "flip": False}
+    assert load(text(augmentation={"brightness": 0.1})).digest != load(text()).digest

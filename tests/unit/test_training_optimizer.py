@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eqdeploy.errors import TrainingError
-from eqdeploy.training.config import OptimizationSettings, SupernetSettings
 from eqdeploy.training.optimizer import (
     clip_gradients,
     first_not_finite,
@@ -19,6 +18,7 @@ from eqdeploy.training.optimizer import (
     set_learning_rate,
 )
 from eqdeploy.training.schedule import cosine_learning_rate
+from eqdeploy.training.settings import OptimizationSettings, SupernetSettings
 from tests.unit.training_support import small_supernet
 
 SETTINGS = SupernetSettings(

@@ -3,114 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eqdeploy.errors import CheckpointError, DataError, OutputError, ProfileError, TrainingError, UsageError
 from eqdeploy.supernet.checkpoint import load_checkpoint
+from eqdeploy.training.run_files import RunFiles
 from eqdeploy.training.state import Phase
-from eqdeploy.training.trainer import RunFiles, train
-from eqdeploy.zoo import build
-from tests.unit.training_support import CLASSES, configuration, small_model, write_images
-
-ROOT = Path(__file__).resolve().parents[2]
-
-#: Trains until a phase has done some steps, then kills its own process without a chance to clean up.
-KILLED_RUN = """
-import os, signal, sys
-from contextlib import contextmanager
-from pathlib import Path
-from eqdeploy.progress import SilentProgress
-from eqdeploy.training.config import TrainingConfig
 from eqdeploy.training.trainer import train
-from tests.unit.training_support import small_model
-
-class Killer(SilentProgress):
-    @contextmanager
-    def stage(self, description, *, total=None):
-        done = 0
-        def advance(amount):
-            nonlocal done
-            done += amount
-            if sys.argv[3] in description and done == int(sys.argv[4]):
-                os.kill(os.getpid(), signal.SIGKILL)
-        yield advance
-
-train(TrainingConfig.load(Path(sys.argv[1])), Path(sys.argv[2]), resume=True, model=small_model(), progress=Killer())
-"""
+from eqdeploy.zoo import build
+from tests.unit.training_support import (
+    CLASSES,
+    Interrupter,
+    Listener,
+    configuration,
+    files,
+    kill_in,
+    small_model,
+    write_images,
+)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images")
-
-
-class Listener:
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, list[int]] = {}
-        self.notes: list[str] = []
-
-    @contextmanager
-    def stage(self, description: str, *, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        self.stages[description] = [0, total or 0]
-
-        def advance(amount: int) -> None:
-            self.stages[description][0] += amount
-
-        yield advance
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def detail(self, message: str) -> None:
-        pass
-
-
-class Interrupter(Listener):
-    """Presses Ctrl-C after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.steps = steps
-
-    @contextmanager
-    def stage(self, description: str, *, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        done = 0
-
-        def advance(amount: int) -> None:
-            nonlocal done
-            done += amount
-            if done == self.steps:
-                raise KeyboardInterrupt
-
-        yield advance
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def kill_in(phase: Phase, step: int, config: Path, output: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, str(config), str(output), f"{phase} network", str(step)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
 
 
 def test_a_run_killed_twice_ends_like_one_that_never_was(data: Path, tmp_path: Path) -> None:
@@ -163,6 +85,7 @@ def test_a_run_learns_its_task_in_every_form(data: Path, tmp_path: Path) -> None
     config = configuration(data, float_training={"epochs": 6}, supernet_training={"epochs": 8})
     listener = Listener()
     result = train(config, tmp_path / "run", model=small_model(), progress=listener)
+    assert result.evaluation is not None
     assert result.float_accuracy > 0.9
     assert len(result.evaluation.rows) == 12
     assert all(row.accuracy > 0.8 for row in result.evaluation.rows if row.bits >= 4)
@@ -175,6 +98,7 @@ def test_a_run_learns_its_task_in_every_form(data: Path, tmp_path: Path) -> None
 def test_the_checkpoint_holds_what_was_trained(data: Path, tmp_path: Path) -> None:
     config = configuration(data, model={"architecture": "mlp", "arguments": {"classes": 4}})
     result = train(config, tmp_path / "run")
+    assert result.checkpoint is not None
     loaded = load_checkpoint(result.checkpoint, build)
     assert loaded.metadata.architecture.name == "mlp"
     assert loaded.metadata.provenance["configuration"] == config.digest
@@ -185,6 +109,7 @@ def test_the_checkpoint_holds_what_was_trained(data: Path, tmp_path: Path) -> No
 
 def test_the_log_has_a_line_for_every_step(data: Path, tmp_path: Path) -> None:
     result = train(configuration(data), tmp_path / "run", model=small_model())
+    assert result.evaluation is not None
     lines = [json.loads(line) for line in result.log.read_text().splitlines()]
     assert lines[0]["schema"] == 1
     phases = [line["phase"] for line in lines[1:]]
@@ -201,6 +126,7 @@ def test_gains_stay_canonical_and_scales_positive(data: Path, tmp_path: Path) ->
         model.get_parameter("bn2.weight").fill_(1e-4)
     config = configuration(data, supernet_training={"scale_learning_rate_factor": 1000.0})
     result = train(config, tmp_path / "run", model=model)
+    assert result.checkpoint is not None
     supernet = load_checkpoint(result.checkpoint, build, model).supernet
     assert supernet.get_parameter("graph_module.bn2.weight").min().item() >= 0
     quantizer = supernet.weight_quantizer("conv2")
@@ -239,6 +165,38 @@ def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> 
     with pytest.raises(TrainingError, match=r"conv1\.weight: the \w+ subnet loss is nan at step 1"):
         train(config, output, model=InfiniteSlope())
     assert (output / "training.jsonl").read_text().count('"phase": "supernet"') == 1
+
+
+class Chain(nn.Module):
+    """Layers without BatchNorm, whose product overflows long before one of them does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(*(nn.Linear(64, 64) for _ in range(6)), nn.Linear(64, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(torch.flatten(x, 1))
+        return logits
+
+
+def test_an_overflow_is_named_by_layer_and_the_last_good_state_stays(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    phase = {"optimizer": "sgd", "learning_rate": 1000.0, "epochs": 9, "gradient_clip": 1000.0}
+    config = configuration(data, float_training=phase, checkpoint_interval_steps=1)
+    message = r"^layers\.\d: the float loss is (nan|inf) at step (\d+); all parameters are finite"
+    with pytest.raises(TrainingError, match=message) as caught:
+        train(config, output, model=Chain())
+    found = re.search(message, str(caught.value))
+    assert found is not None
+    left = files(output)
+    assert set(left) == {"state.safetensors", "training.jsonl"}
+    assert left["training.jsonl"].count(b"\n") == 1 + int(found[2])  # the header, and every step before
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(output / "state.safetensors").values())
+    with pytest.raises(TrainingError, match=re.escape(str(caught.value))):
+        train(config, output, resume=True, model=Chain())
+    assert files(output) == left
 
 
 def test_resuming_with_another_configuration_or_other_data_is_refused(data: Path, tmp_path: Path) -> None:
@@ -307,9 +265,12 @@ def test_missing_data_are_named(tmp_path: Path) -> None:
 
 
 def test_training_and_held_out_images_need_the_same_classes(data: Path, tmp_path: Path) -> None:
-    (data / "test.npz").unlink()
-    write_images(tmp_path / "other", held_out=2)
-    (tmp_path / "other" / "test.npz").rename(data / "test.npz")
+    for split in ("train", "test"):
+        with np.load(data / f"{split}.npz", allow_pickle=False) as archive:
+            arrays = dict(archive)
+        np.savez(
+            data / f"{split}.npz", allow_pickle=False, **arrays, classes=np.array([f"{split}{i}" for i in range(4)])
+        )
     with pytest.raises(DataError, match="different classes"):
         train(configuration(data), tmp_path / "run", model=small_model())
 

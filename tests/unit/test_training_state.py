@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from eqdeploy.errors import CheckpointError, OutputError, TrainingError
 from eqdeploy.files import write_atomically
+from eqdeploy.training.average import ParameterAverage
 from eqdeploy.training.log import TrainingLog
 from eqdeploy.training.state import Phase, Position, load_state, restore_state, save_state
 
@@ -24,15 +25,21 @@ POSITION = Position(Phase.SUPERNET, step=5, log_lines=9, float_accuracy=0.75)
 
 
 class Companions:
-    """A model that has taken some steps, with its optimizer and generators."""
+    """A model that has taken some steps, with its optimizer, the average of its parameters and its generators."""
 
-    def __init__(self, *, steps: int, seed: int = 0) -> None:
+    def __init__(self, *, steps: int, seed: int = 0, optimizer: type[torch.optim.Optimizer] = torch.optim.Adam) -> None:
         self.model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
+        self.optimizer: torch.optim.Optimizer
+        if optimizer is torch.optim.Adam:
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
+        else:
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+        self.average = ParameterAverage(self.model, 0.9)
+        self.steps = 0
         self.generators = {"data": generator, "subnets": torch.Generator().manual_seed(seed + 1)}
         for _ in range(steps):
             self.step()
@@ -44,6 +51,8 @@ class Companions:
         torch.autograd.backward(self.model(x).square().mean())
         self.model.get_parameter("2.bias").grad = None
         self.optimizer.step()
+        self.average.update(self.steps)
+        self.steps += 1
 
     def save(self, path: Path) -> None:
         save_state(
@@ -51,13 +60,17 @@ class Companions:
             position=POSITION,
             model=self.model,
             optimizer=self.optimizer,
+            average=self.average,
             generators=self.generators,
             configuration=CONFIGURATION,
         )
 
     def restore(self, path: Path) -> Position:
         state = load_state(path, configuration=CONFIGURATION)
-        restore_state(state, model=self.model, optimizer=self.optimizer, generators=self.generators)
+        restore_state(
+            state, model=self.model, optimizer=self.optimizer, average=self.average, generators=self.generators
+        )
+        self.steps = state.position.step
         return state.position
 
 
@@ -77,16 +90,20 @@ def disk_of(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_restored_run_goes_on_as_if_nothing_had_happened(path: Path) -> None:
-    straight = Companions(steps=4)
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
+def test_a_restored_run_goes_on_as_if_nothing_had_happened(path: Path, optimizer: type[torch.optim.Optimizer]) -> None:
+    straight = Companions(steps=POSITION.step, optimizer=optimizer)
     straight.save(path)
-    resumed = Companions(steps=0, seed=99)
+    resumed = Companions(steps=0, seed=99, optimizer=optimizer)
     assert resumed.restore(path) == POSITION
     for run in (straight, resumed):
         run.step()
         run.step()
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    for name, tensor in straight.average.values.items():
+        assert torch.equal(resumed.average.values[name], tensor), name
+    assert not torch.equal(straight.average.values["2.weight"], straight.model.get_parameter("2.weight"))
     draws = [torch.rand(3, generator=run.generators["subnets"]) for run in (straight, resumed)]
     assert torch.equal(*draws)
     assert len(resumed.optimizer.state) == len(straight.optimizer.state) == 5
@@ -103,8 +120,17 @@ def test_tied_weights_are_saved(path: Path) -> None:
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
     optimizer = torch.optim.Adam(tied.parameters())
-    save_state(path, position=POSITION, model=tied, optimizer=optimizer, generators={}, configuration={})
-    restore_state(load_state(path, configuration={}), model=tied, optimizer=optimizer, generators={})
+    average = ParameterAverage(tied, 0.9)
+    save_state(
+        path,
+        position=POSITION,
+        model=tied,
+        optimizer=optimizer,
+        average=average,
+        generators={},
+        configuration={},
+    )
+    restore_state(load_state(path, configuration={}), model=tied, optimizer=optimizer, average=average, generators={})
 
 
 @pytest.mark.parametrize(
@@ -167,6 +193,8 @@ def test_everything_that_does_not_fit_is_reported_together(path: Path) -> None:
     document = {"eqdeploy.training_state": _metadata(path)}
     del tensors["model.0.bias"]
     del tensors["optimizer.exp_avg.0.bias"]
+    del tensors["average.0.bias"]
+    tensors["optimizer.momentum_buffer.0.bias"] = torch.zeros(4)
     tensors["model.extra"] = torch.zeros(1)
     tensors["model.2.weight"] = torch.zeros(2, 5)
     tensors["model.0.weight"][0, 0] = float("nan")
@@ -180,6 +208,8 @@ def test_everything_that_does_not_fit_is_reported_together(path: Path) -> None:
     for problem in (
         "model.0.bias is missing",
         "optimizer.exp_avg.0.bias is missing",
+        "average.0.bias is missing",
+        "optimizer.momentum_buffer.0.bias is unexpected",
         "model.extra is unexpected",
         "model.2.weight is torch.float32 (2, 5) instead of torch.float32 (2, 4)",
         "model.0.weight is not finite",
@@ -275,3 +305,35 @@ def test_moments_are_stored_under_the_names_of_their_parameters(path: Path) -> N
         tensors["optimizer.exp_avg.0.weight"], run.optimizer.state[run.model.get_parameter("0.weight")]["exp_avg"]
     )
     assert tensors["optimizer.step.0.weight"].item() == 3
+
+
+def test_the_state_of_another_optimizer_or_without_averages_does_not_fit(path: Path) -> None:
+    Companions(steps=1).save(path)
+    with pytest.raises(CheckpointError, match=r"optimizer\.exp_avg\.0\.bias is unexpected"):
+        Companions(steps=0, optimizer=torch.optim.SGD).restore(path)
+    other = Companions(steps=0)
+    state = load_state(path, configuration=CONFIGURATION)
+    with pytest.raises(CheckpointError, match=r"average\.0\.bias is unexpected"):
+        restore_state(state, model=other.model, optimizer=other.optimizer, average=None, generators=other.generators)
+    assert not other.optimizer.state
+
+
+def test_moments_come_back_in_the_layout_of_their_parameters(path: Path) -> None:
+    layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    average = ParameterAverage(layer, 0.9)
+    torch.autograd.backward(layer(torch.randn(2, 3, 5, 5)).square().mean())
+    optimizer.step()
+    average.update(0)
+    moment, values = optimizer.state[layer.weight]["momentum_buffer"].clone(), average.values["weight"].clone()
+    save_state(
+        path, position=POSITION, model=layer, optimizer=optimizer, average=average, generators={}, configuration={}
+    )
+    optimizer.zero_grad()
+    optimizer.step()
+    restore_state(load_state(path, configuration={}), model=layer, optimizer=optimizer, average=average, generators={})
+    restored = optimizer.state[layer.weight]["momentum_buffer"]
+    assert torch.equal(restored, moment)
+    assert torch.equal(average.values["weight"], values)
+    assert restored.is_contiguous(memory_format=torch.channels_last)
+    assert average.values["weight"].is_contiguous(memory_format=torch.channels_last)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +19,34 @@ from torch import Tensor, nn
 from eqdeploy.network import ElasticSpace
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.config import TrainingConfig
+from eqdeploy.training.state import Phase
 
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 4
+
+#: Trains until a phase has done some steps, then kills its own process without a chance to clean up.
+KILLED_RUN = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+from eqdeploy.progress import SilentProgress
+from eqdeploy.training.config import TrainingConfig
+from eqdeploy.training.trainer import train
+from tests.unit.training_support import small_model
+
+class Killer(SilentProgress):
+    @contextmanager
+    def stage(self, description, *, total=None):
+        done = 0
+        def advance(amount):
+            nonlocal done
+            done += amount
+            if sys.argv[3] in description and done == int(sys.argv[4]):
+                os.kill(os.getpid(), signal.SIGKILL)
+        yield advance
+
+train(TrainingConfig.load(Path(sys.argv[1])), Path(sys.argv[2]), resume=True, model=small_model(), progress=Killer())
+"""
 
 
 class SmallNet(nn.Module):
@@ -91,3 +123,63 @@ def configuration(data: Path, **changes: Any) -> TrainingConfig:
     path = data.parent / "train.yaml"
     path.write_text(yaml.safe_dump(settings(data, **changes)))
     return TrainingConfig.load(path)
+
+
+class Listener:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[int]] = {}
+        self.notes: list[str] = []
+
+    @contextmanager
+    def stage(self, description: str, *, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        self.stages[description] = [0, total or 0]
+
+        def advance(amount: int) -> None:
+            self.stages[description][0] += amount
+
+        yield advance
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def detail(self, message: str) -> None:
+        pass
+
+
+class Interrupter(Listener):
+    """Presses Ctrl-C after some steps of the stages whose description has a text in it."""
+
+    def __init__(self, steps: int, within: str = "") -> None:
+        super().__init__()
+        self.steps = steps
+        self.within = within
+
+    @contextmanager
+    def stage(self, description: str, *, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        done = 0
+
+        def advance(amount: int) -> None:
+            nonlocal done
+            done += amount
+            if done == self.steps and self.within in description:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def kill_in(phase: Phase, step: int, config: Path, output: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, str(config), str(output), f"{phase} network", str(step)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr

@@ -1,0 +1,83 @@
+"""How a supernet is run during training: number format, memory layout, eager or compiled, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eqdeploy.progress import Progress
+from eqdeploy.supernet.supernet import Supernet
+from eqdeploy.training.compiled import CompiledSupernet, compiler_available
+from eqdeploy.training.settings import ExecutionSettings, Precision
+
+#: Computes logits, (N, classes) float32, of the active subnet for images, (N, C, H, W) float32.
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a supernet is run.
+
+    Attributes:
+        train: In the precision of training.
+        evaluate: In float32, as devices are simulated; in evaluation mode only.
+    """
+
+    train: Forward
+    evaluate: Forward
+
+
+def prepare(supernet: Supernet, settings: ExecutionSettings, progress: Progress) -> Execution:
+    """Prepare a supernet for training with the given settings.
+
+    Args:
+        supernet: Its memory layout is changed in place; the values stay as they are.
+        settings: What to use.
+        progress: Is told when nothing can be compiled here.
+
+    Returns:
+        The functions to call in place of the supernet.
+    """
+    if settings.channels_last:
+        # torch's stubs do not know that a module takes a memory format.
+        supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run: Forward = supernet
+    if settings.compile:
+        if compiler_available():
+            run = CompiledSupernet(supernet)
+        else:
+            progress.note("no C++ compiler is installed: training runs without compilation, two to three times slower")
+    lower = settings.precision is Precision.BFLOAT16
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+
+    def evaluate(images: Tensor) -> Tensor:
+        return run(images.contiguous(memory_format=layout) if images.ndim == 4 else images)
+
+    def train(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=lower):
+            return evaluate(images).float()
+
+    return Execution(train=train, evaluate=evaluate)
+
+
+@contextmanager
+def computing(*, threads: int, seed: int) -> Iterator[None]:
+    """Set torch's threads and global random state, and put both back (on GPUs the random state stays).
+
+    Args:
+        threads: Threads of this process.
+        seed: 64 bits.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            # torch takes seeds up to 2^63 - 1 without reading them as negative numbers.
+            torch.manual_seed(seed >> 1)
+            yield
+    finally:
+        torch.set_num_threads(before)
