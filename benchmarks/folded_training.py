@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from common import markdown_table, write_results
+from images import write_subset
 
-from eqdeploy.data.references import load_data
 from eqdeploy.network import BatchNormTraining, ScaleTraining
 from eqdeploy.pipeline import export_profiles
 from eqdeploy.progress import SilentProgress
@@ -29,7 +28,7 @@ from eqdeploy.training.config import TrainingConfig
 from eqdeploy.training.run_files import RunFiles
 from eqdeploy.training.trainer import train
 
-CONFIGURATION = Path(__file__).with_suffix(".train.yaml")
+CONFIGURATION = Path(__file__).parent.parent / "eqdeploy" / "embedded" / "cifar10-resnet20.train.yaml"
 BITS = (2, 3, 4, 8)
 #: What is compared: how BatchNorm and scales are trained.
 TRAININGS = (
@@ -61,7 +60,8 @@ def main() -> None:
     """Train, export, compare, write the table."""
     options = _options()
     with _folder(options.work) as folder:
-        data = _subset(options, folder / "images")
+        preprocessing = TrainingConfig.load(options.configuration).preprocessing.to_preprocessing()
+        data = write_subset(options.data, preprocessing, folder / "images", train=options.images, test=options.held_out)
         weights = options.weights or _float_weights(options, data, folder / "float")
         rows = [
             row
@@ -152,6 +152,7 @@ def _configuration(
     document = yaml.safe_load(options.configuration.read_text(encoding="utf-8"))
     document["data"] = str(data)
     document["space"] = {
+        **document["space"],
         "bits": list(BITS),
         "granularities": ["per_tensor"],
         "symmetries": ["symmetric"],
@@ -173,16 +174,6 @@ def _float_weights(options: Options, data: Path, folder: Path) -> Path:
         config = _configuration(options, data, folder.with_suffix(".yaml"))
         train(config, folder, resume=True, float_only=True, progress=SilentProgress())
     return weights
-
-
-def _subset(options: Options, folder: Path) -> Path:
-    """Write some images of each split to a folder of their own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    preprocessing = TrainingConfig.load(options.configuration).preprocessing.to_preprocessing()
-    for split, limit in (("train", options.images), ("test", options.held_out)):
-        images = load_data(options.data, split=split, preprocessing=preprocessing, limit=limit)
-        np.savez(folder / f"{split}.npz", images=images.images, labels=images.labels)
-    return folder
 
 
 @contextmanager

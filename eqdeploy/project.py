@@ -107,8 +107,10 @@ class ProjectSettings(BaseModel):
         """Limits on the accuracy."""
         return Gates(self.min_accuracy, self.max_drop)
 
-    def export_request(self, *, subnet: Path | None = None, force: bool = False) -> ExportRequest:
-        """Ask for an export of every profile.
+    def export_request(
+        self, *, subnet: Path | None = None, force: bool = False, run_code: bool = False
+    ) -> ExportRequest:
+        """Ask for an export of every profile; ``run_code`` if the data were named on the command line.
 
         Raises:
             UsageError: If there is no profile.
@@ -123,6 +125,7 @@ class ProjectSettings(BaseModel):
             gates=self.gates,
             force=force,
             seed=self.seed or 0,
+            run_code=run_code,
         )
 
     def resolve_request(self, *, subnet: Path | None = None) -> ResolveRequest:
@@ -140,16 +143,32 @@ class ProjectSettings(BaseModel):
             profile=profiles[0], supernet=self.supernet or DEFAULT_SUPERNET, model=self.model, subnet=subnet
         )
 
-    def validate_request(self) -> ValidateRequest:
-        """Ask for the proof of an artifact; what is not set is left to what the artifact names."""
+    def validate_request(self, *, run_code: bool = False) -> ValidateRequest:
+        """Ask for the proof of an artifact; what is not set is left to what the artifact names.
+
+        ``run_code`` if the data were named on the command line.
+        """
         return ValidateRequest(
-            supernet=self.supernet, model=self.model, data=self.data, gates=self.gates, seed=self.seed or 0
+            supernet=self.supernet,
+            model=self.model,
+            data=self.data,
+            gates=self.gates,
+            seed=self.seed or 0,
+            run_code=run_code,
         )
 
     def evaluate_request(
-        self, *, target: Path | None = None, profile: str | None = None, subnet: Path | None = None
+        self,
+        *,
+        target: Path | None = None,
+        profile: str | None = None,
+        subnet: Path | None = None,
+        run_code: bool = False,
     ) -> EvaluateRequest:
-        """Ask for the accuracy of a target, of a profile's subnet, of a subnet file or of the float model."""
+        """Ask for the accuracy of a target, of a profile's subnet, of a subnet file or of the float model.
+
+        ``run_code`` if the data were named on the command line.
+        """
         return EvaluateRequest(
             target=target,
             supernet=self.supernet or DEFAULT_SUPERNET,
@@ -159,6 +178,7 @@ class ProjectSettings(BaseModel):
             subnet=subnet,
             gates=self.gates,
             seed=self.seed or 0,
+            run_code=run_code,
         )
 
     def _required_profiles(self) -> tuple[str, ...]:

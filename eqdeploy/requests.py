@@ -62,6 +62,8 @@ class ExportRequest:
         seed: Seed of every random choice.
         calibration_images: Largest number of images used for calibration.
         parity_images: Largest number of images used for comparing integer codes.
+        run_code: Whether ``data`` may be ``package.module:function``, which is imported and called. Only for what the
+            user names in this very call, never for what stands in a file.
     """
 
     profiles: tuple[str, ...]
@@ -75,6 +77,7 @@ class ExportRequest:
     seed: int = 0
     calibration_images: int = CALIBRATION_IMAGES
     parity_images: int = PARITY_IMAGES
+    run_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class ValidateRequest:
         gates: Limits on the accuracy.
         seed: Seed of every random choice.
         parity_images: Largest number of images used for comparing integer codes.
+        run_code: Whether ``data``, where it is given, may be ``package.module:function``, which is imported and
+            called. Only for what the user names in this very call, never for what stands in a file.
     """
 
     supernet: str | None = None
@@ -113,6 +118,7 @@ class ValidateRequest:
     gates: Gates = field(default_factory=Gates)
     seed: int = 0
     parity_images: int = PARITY_IMAGES
+    run_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,8 @@ class EvaluateRequest:
         gates: Limits on the accuracy.
         seed: Seed of every random choice.
         calibration_images: Largest number of images used for calibration.
+        run_code: Whether ``data`` may be ``package.module:function``, which is imported and called. Only for what the
+            user names in this very call, never for what stands in a file.
     """
 
     target: Path | None = None
@@ -140,6 +148,7 @@ class EvaluateRequest:
     gates: Gates = field(default_factory=Gates)
     seed: int = 0
     calibration_images: int = CALIBRATION_IMAGES
+    run_code: bool = False
 
 
 @dataclass(frozen=True)

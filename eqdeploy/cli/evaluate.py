@@ -41,7 +41,9 @@ def evaluate(
     settings = load_project(Path.cwd()).override(
         supernet=supernet, model=model, data=data, min_accuracy=min_accuracy, max_drop=max_drop, seed=seed
     )
-    request = settings.evaluate_request(target=target, profile=profile, subnet=subnet)
+    # Only a function that the user names now is called, never one that a file names.
+    run_code = data is not None
+    request = settings.evaluate_request(target=target, profile=profile, subnet=subnet, run_code=run_code)
     with session.working() as progress:
         from eqdeploy import pipeline
 

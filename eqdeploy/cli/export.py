@@ -51,7 +51,8 @@ def export(
         max_drop=max_drop,
         seed=seed,
     )
-    request = settings.export_request(subnet=subnet, force=force)
+    # Only a function that the user names now is called, never one that a file names.
+    request = settings.export_request(subnet=subnet, force=force, run_code=data is not None)
     with session.working() as progress:
         from eqdeploy import pipeline
 

@@ -36,7 +36,8 @@ def validate(
     settings = load_project(Path.cwd()).override(
         supernet=supernet, model=model, data=data, min_accuracy=min_accuracy, max_drop=max_drop, seed=seed
     )
-    request = settings.validate_request()
+    # Only a function that the user names now is called, never one that a file names.
+    request = settings.validate_request(run_code=data is not None)
     with session.working() as progress:
         from eqdeploy import pipeline
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eqdeploy.data import load_data
+from eqdeploy.data import LoadOptions, load_data
 from eqdeploy.errors import UsageError
 from eqdeploy.pipeline.configuration import read_configuration
 from eqdeploy.pipeline.proof import EXPORTED, FLOAT, MODEL_FILE, SIMULATED, measure, missed_gate
@@ -53,7 +53,8 @@ def _evaluate_file(request: EvaluateRequest, target: Path, progress: Progress) -
         str(path).encode()
     except UnicodeEncodeError as error:
         raise UsageError("ONNX Runtime opens only paths in UTF-8", where=str(path)) from error
-    images = load_data(request.data, split="test", preprocessing=preprocessing)
+    options = LoadOptions(run_code=request.run_code)
+    images = load_data(request.data, split="test", preprocessing=preprocessing, options=options)
     check_classes(images, classes, request.data)
     row = measure(EXPORTED, onnx_classifier(path), images, preprocessing, progress)
     rows = () if row is None else (row,)
@@ -74,6 +75,7 @@ def _evaluate_supernet(request: EvaluateRequest, progress: Progress) -> Evaluati
         checkpoint.preprocessing,
         tuple(checkpoint.metadata.classes),
         calibration=request.calibration_images,
+        run_code=request.run_code,
     )
     held_out = images.held_out.require_labels()
     rows: list[Accuracy] = []

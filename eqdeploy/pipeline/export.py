@@ -77,6 +77,7 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
             loaded.checkpoint.preprocessing,
             tuple(loaded.checkpoint.metadata.classes),
             calibration=request.calibration_images,
+            run_code=request.run_code,
         )
     targets = [_Target(*parts) for parts in zip(profiles, plans, exporters, directories, strict=True)]
     with progress.stage("exporting the network's structure"):

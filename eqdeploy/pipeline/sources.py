@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from eqdeploy.data import LabelledImages, Preprocessing, load_images
+from eqdeploy.data import LabelledImages, LoadOptions, Preprocessing, load_images
 from eqdeploy.data.references import DIGITS
 from eqdeploy.errors import CheckpointError, DataError, ProfileError
 from eqdeploy.files import read_bounded
@@ -100,24 +100,34 @@ def load_supernet(reference: str, model: str | None) -> LoadedSupernet:
 
 
 def load_image_sets(
-    reference: str, preprocessing: Preprocessing, classes: tuple[str, ...], *, calibration: int
+    reference: str,
+    preprocessing: Preprocessing,
+    classes: tuple[str, ...],
+    *,
+    calibration: int,
+    run_code: bool = False,
 ) -> ImageSets:
     """Load calibration images from the training part of a data set and held-out ones from its test part.
 
     Args:
-        reference: Name of a shipped data set or path.
+        reference: Name of a shipped data set, path, or ``package.module:function``.
         preprocessing: What the network reads.
         classes: Class names of the supernet; empty to accept any.
         calibration: Largest number of calibration images.
+        run_code: Whether such a function may be imported and called.
 
     Raises:
         DataError: If images are missing, do not fit the network, or their classes are not the supernet's.
+        UsageError: If a function may not be called, does not exist or fails.
     """
+    options = LoadOptions(run_code=run_code)
     name = reference if reference == DIGITS else Path(reference).resolve().name
     sets = ImageSets(
         name=name.encode(errors="backslashreplace").decode(),  # a name that is no UTF-8 cannot stand in a JSON file
-        calibration=load_images(reference, split="train", preprocessing=preprocessing, limit=calibration),
-        held_out=load_images(reference, split="test", preprocessing=preprocessing),
+        calibration=load_images(
+            reference, split="train", preprocessing=preprocessing, limit=calibration, options=options
+        ),
+        held_out=load_images(reference, split="test", preprocessing=preprocessing, options=options),
     )
     check_classes(sets.held_out, classes, reference)
     return sets

@@ -36,6 +36,7 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
         records.preprocessing,
         tuple(configuration.classes),
         calibration=configuration.calibration_images,
+        run_code=request.run_code and request.data is not None,
     )
     same_images = images.digest == stored.provenance.data_digest
     if request.data is None and not same_images:

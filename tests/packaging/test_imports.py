@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Parts of the library; each imports only from those before it, at the top of a file or inside a function.
 LAYERS = (
     ("errors", "progress", "requests", "text"),
-    ("files",),
+    ("files", "user_code"),
     ("yaml_file", "manifest", "inspection"),
     ("artifact", "project"),
     ("quant",),

@@ -1,0 +1,93 @@
+"""Static networks of one form each, trained for as many optimizer steps as the CIFAR-10 supernet, beside its subnets.
+
+All start from the same float weights. A static network spends every step on its one form, without WDR and guidance
+(that is LSQ); the supernet shares its steps among all forms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, markdown_table, write_results
+
+from eqdeploy.cli.progress import make_progress
+from eqdeploy.quant.form import Granularity, Symmetry
+from eqdeploy.training.config import TrainingConfig
+from eqdeploy.training.run_files import RunFiles
+from eqdeploy.training.settings import DistillationSettings, DistributionSettings, Guidance, StaticSettings
+from eqdeploy.training.trainer import train
+
+CONFIGURATION = Path(__file__).parent.parent / "eqdeploy" / "embedded" / "cifar10-resnet20.train.yaml"
+GRANULARITY, SYMMETRY = Granularity.PER_TENSOR, Symmetry.SYMMETRIC
+
+
+def main() -> None:
+    """Train what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="folder of CIFAR-10")
+    parser.add_argument("--weights", type=Path, required=True, help="float weights that the supernet started from")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs; unfinished ones are resumed")
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 4, 8])
+    options = parser.parse_args()
+    base = TrainingConfig.load(CONFIGURATION)
+    static = {bits: accuracy_of(base, bits, options) for bits in options.bits}
+    supernet = json.loads((RESULTS / "cifar10-resnet20.json").read_text(encoding="utf-8"))
+    shared = {
+        row["bits"]: row["correct"] / row["images"]
+        for row in supernet["grid"]
+        if (row["granularity"], row["symmetry"]) == (GRANULARITY, SYMMETRY)
+    }
+    rows = [
+        [bits, f"{found:.2%}", f"{shared[bits]:.2%}", f"{(shared[bits] - found) * 100:+.2f}"]
+        for bits, found in static.items()
+    ]
+    settings = base.supernet_training
+    summary = (
+        f"Top-1 on all {supernet['images']} test images, {GRANULARITY} {SYMMETRY}, first and last layer 8 bits; "
+        f"{settings.epochs} epochs of batch {settings.batch_size} each, one seed. Float network that all start from: "
+        f"{supernet['float_accuracy']:.2%}."
+    )
+    write_results(
+        "static_networks",
+        f"python benchmarks/static_networks.py --data {options.data} --weights float.safetensors --work runs",
+        {"seed": base.seed, "static": static, "supernet": {bits: shared[bits] for bits in static}},
+        [summary, markdown_table(["W = A bits", "static network", "supernet's subnet", "difference, points"], rows)],
+    )
+
+
+def accuracy_of(base: TrainingConfig, bits: int, options: argparse.Namespace) -> float:
+    """Accuracy of one static network, from a finished run or from a new one."""
+    files = RunFiles.of(options.work / f"static-{bits}")
+    result = files.log.with_name("result.json")
+    if not result.exists():
+        trained = train(
+            configuration(base, bits, options),
+            files.log.parent,
+            resume=True,
+            progress=make_progress(quiet=False, verbose=False),
+        )
+        assert trained.evaluation is not None
+        (row,) = trained.evaluation.rows
+        result.write_text(json.dumps({"accuracy": row.accuracy}), encoding="utf-8")
+    found: float = json.loads(result.read_text(encoding="utf-8"))["accuracy"]
+    return found
+
+
+def configuration(base: TrainingConfig, bits: int, options: argparse.Namespace) -> TrainingConfig:
+    """The supernet's configuration for one form."""
+    changes: dict[str, Any] = {
+        "data": options.data,
+        "model": base.model.model_copy(update={"weights": str(options.weights)}),
+        "float_training": base.float_training.model_copy(update={"epochs": 0}),
+        "static": StaticSettings(bits=bits, granularity=GRANULARITY, symmetry=SYMMETRY),
+        "distillation": DistillationSettings(guidance=Guidance.LABELS),
+        "weight_distribution": DistributionSettings(kurtosis_weight=0.0, skewness_weight=0.0),
+    }
+    return base.model_copy(update=changes)
+
+
+if __name__ == "__main__":
+    main()
