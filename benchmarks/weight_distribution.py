@@ -30,8 +30,8 @@ def main() -> None:
     moments = {name: tuple(standardized_moments(weight) for weight in pair) for name, pair in layers.items()}
     draw({name: layers[name] for name in spread(list(layers)[1:-1], PICTURED)})
     rows = [
-        [name, *(figure for pair in zip(*_text(found), strict=True) for figure in pair)]
-        for name, found in moments.items()
+        [name, *(f"{found.kurtosis:.2f}" for found in pair), *(f"{found.skewness:.2f}" for found in pair)]
+        for name, pair in moments.items()
     ]
     summary = (
         "Kurtosis and skewness of the weights of each layer in the float network and in the supernet that was trained "
