@@ -49,6 +49,7 @@ def write_checkpoint(
     config: TrainingConfig,
     images: LabelledImages,
     calibration: Tensor,
+    weights_digest: str | None,
     float_accuracy: float,
     evaluation: Evaluation,
 ) -> None:
@@ -60,6 +61,7 @@ def write_checkpoint(
         config: How it was trained.
         images: What it was trained on.
         calibration: Images for the statistics, (N, C, H, W), N >= 2, on the supernet's device.
+        weights_digest: SHA-256 of the file with the float weights that the run started from, None for random ones.
         float_accuracy: Of the pre-trained float network, 0 to 1.
         evaluation: The grid of the trained supernet.
 
@@ -80,6 +82,7 @@ def write_checkpoint(
             "configuration": config.digest,
             "data": images.source,
             "data_digest": images.digest,
+            **({} if weights_digest is None else {"weights_digest": weights_digest}),
             "float_accuracy": float_accuracy,
             "supernet_float_accuracy": evaluation.float_accuracy,
             "torch": torch.__version__,

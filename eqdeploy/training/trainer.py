@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,8 @@ class _Run:
             Phase.SUPERNET: self._batches(Phase.SUPERNET, config.supernet_training),
         }
         self.model = make_model(config, model)
+        given = config.model.weights
+        self.weights_digest = None if given is None else hashlib.sha256(Path(given).read_bytes()).hexdigest()
         self.supernet = make_supernet(config, self.model, self.preprocessing, self.train_data).to(self.device)
         self.execution = prepare(self.supernet, config.execution, progress)
         self.generators = {
@@ -183,6 +186,7 @@ class _Run:
                     config=self.config,
                     images=self.train_data,
                     calibration=self.calibration,
+                    weights_digest=self.weights_digest,
                     float_accuracy=position.float_accuracy,
                     evaluation=evaluation,
                 )
@@ -359,6 +363,7 @@ class _Run:
         """What must be the same when a run is resumed."""
         return {
             **self.config.canonical(),
+            **({} if self.weights_digest is None else {"weights_digest": self.weights_digest}),
             "data_digests": {"train": self.train_data.digest, "test": self.test_data.digest},
             "torch": torch.__version__,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from eqdeploy.errors import CheckpointError
+from eqdeploy.errors import CheckpointError, TrainingError
 from eqdeploy.network import ElasticSpace
+from eqdeploy.supernet.checkpoint import load_checkpoint
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.float_weights import load_float_weights, save_float_weights
 from eqdeploy.training.trainer import train
+from eqdeploy.zoo import build
 from tests.unit.training_support import CLASSES, SmallNet, configuration, small_model, write_images
 
 
@@ -191,3 +194,17 @@ def test_missing_weights_stop_a_run_before_it_writes(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.safetensors: cannot read the weights"):
         train(config, tmp_path / "run", model=small_model())
     assert not (tmp_path / "run").exists()
+
+
+def test_the_content_of_the_weights_is_part_of_a_run(tmp_path: Path) -> None:
+    data, weights = write_images(tmp_path / "images"), tmp_path / "float.safetensors"
+    save_file(small_model().state_dict(), weights)
+    config = configuration(data, model={"weights": str(weights)}, supernet_training={"epochs": 0})
+    done = train(config, tmp_path / "run", model=small_model())
+    assert done.checkpoint is not None
+    checkpoint = load_checkpoint(done.checkpoint, build, small_model())
+    assert checkpoint.metadata.provenance["weights_digest"] == sha256(weights.read_bytes()).hexdigest()
+    train(config, tmp_path / "other", float_only=True, model=small_model())
+    save_file({name: tensor + 1 for name, tensor in small_model().state_dict().items()}, weights)
+    with pytest.raises(TrainingError, match="another configuration: weights_digest was"):
+        train(config, tmp_path / "other", resume=True, model=small_model())
