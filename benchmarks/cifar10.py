@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    checkpoint = load_supernet(options.supernet).checkpoint
+    checkpoint = load_supernet(options.supernet, None).checkpoint
     grid = measure(checkpoint, options.data)
     provenance = checkpoint.metadata.provenance
     figures = {

@@ -53,7 +53,7 @@ def main() -> None:
 
 def measure(reference: str, data: str, name: str, choose: Callable[[Tensor], Tensor] | None) -> dict[int, float]:
     """Accuracy of each width with one way to choose scales."""
-    checkpoint = load_supernet(reference).checkpoint
+    checkpoint = load_supernet(reference, None).checkpoint
     supernet, preprocessing = checkpoint.supernet, checkpoint.preprocessing
     if choose is not None:
         replace_scales(supernet, choose)

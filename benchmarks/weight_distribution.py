@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--supernet", default="cifar10-resnet20")
     options = parser.parse_args()
     before = load_file(options.weights)
-    supernet = load_supernet(options.supernet).checkpoint.supernet
+    supernet = load_supernet(options.supernet, None).checkpoint.supernet
     layers = {name: (before[f"{name}.weight"], weight.detach()) for name, weight in supernet.latent_weights()}
     moments = {name: tuple(standardized_moments(weight) for weight in pair) for name, pair in layers.items()}
     draw({name: layers[name] for name in spread(list(layers)[1:-1], PICTURED)})

@@ -155,7 +155,9 @@ def fit_images(
     """
     if images.shape[1] != preprocessing.channels:
         raise DataError(
-            f"images have {images.shape[1]} channels, the network reads {preprocessing.channels}", where=where
+            f"the images have {images.shape[1]} channel(s), the network reads {preprocessing.channels}",
+            where=where,
+            hint="name the images that the network is made for with --data",
         )
     if images.shape[2:] == preprocessing.image_size:
         return images
