@@ -7,6 +7,8 @@ supernet alternate in one process, so that their ratio does not depend on what e
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -171,12 +173,13 @@ def measure_evaluation(threads: int, *, compiled: bool) -> dict[str, Any]:
 
 
 def measure_memory(what: str, *, compiled: bool) -> dict[str, Any]:
-    """Largest memory of this fresh process beyond what it holds before the first step, in MiB."""
+    """Largest memory of this fresh process beyond what it holds between two steps, in MiB."""
     torch.set_num_threads(1)
     subject = Subject(Precision.FLOAT32, compiled=compiled)
     step = subject.float_pass if what == "float" else subject.sandwich_step
-    if compiled:
-        step()  # what the compiler needs is not what a step needs
+    step()  # what the compiler and the first step need is not what a step needs
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what torch has freed, but the process still holds
     before = _status("VmRSS")
     _reset_peak()
     for _ in range(3):

@@ -101,7 +101,11 @@ class PhaseLoop:
             self.observers.phase_started(self._phase_start(position.step))
             for step in range(position.step, steps):
                 rate = cosine_learning_rate(
-                    step, steps=steps, warm_up_steps=self.settings.warm_up_steps, peak=self.settings.learning_rate
+                    step,
+                    steps=steps,
+                    warm_up_steps=self.settings.warm_up_steps,
+                    peak=self.settings.learning_rate,
+                    restarts=self.settings.restarts,
                 )
                 measured = self._step(step, rate, optimizer)
                 if average is not None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 
 
-def cosine_learning_rate(step: int, *, steps: int, warm_up_steps: int, peak: float) -> float:
-    """Learning rate of one optimizer step: linear warm-up, then half a cosine towards 0.
+def cosine_learning_rate(step: int, *, steps: int, warm_up_steps: int, peak: float, restarts: int = 0) -> float:
+    """Learning rate of one optimizer step: linear warm-up, then half a cosine towards 0, once or several times.
 
     ``peak · (step + 1) / warm_up_steps`` during warm-up, then ``peak · (1 + cos(π · progress)) / 2`` where progress
-    runs from 0 to just below 1.
+    runs from 0 to just below 1 in each of ``restarts + 1`` cycles of equal length (SGDR, Loshchilov & Hutter, 2017).
 
     Args:
         step: Index of the step, 0 to ``steps - 1``.
         steps: Length of the whole run.
         warm_up_steps: Length of the warm-up; 0 starts at the peak.
         peak: The largest learning rate.
+        restarts: How often the learning rate returns to its peak, without a second warm-up.
 
     Returns:
         The learning rate, positive for every step of the run.
@@ -25,5 +26,7 @@ def cosine_learning_rate(step: int, *, steps: int, warm_up_steps: int, peak: flo
     """
     if step < warm_up_steps:
         return peak * (step + 1) / warm_up_steps
-    progress = (step - warm_up_steps) / max(steps - warm_up_steps, 1)
+    length = max(steps - warm_up_steps, 1)
+    # In integers, so that a cycle begins at its first step exactly.
+    progress = (step - warm_up_steps) * (restarts + 1) % length / length
     return peak * 0.5 * (1.0 + math.cos(math.pi * progress))

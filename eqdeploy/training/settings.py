@@ -161,13 +161,14 @@ class OptimizationSettings(Section):
         momentum: Momentum of SGD.
         weight_decay: L2 penalty on weights; never on biases, BatchNorm, scales and zero-points.
         warm_up_steps: Steps over which the learning rate grows to its peak.
+        restarts: How often the learning rate returns to its peak; the cycles are equally long.
         gradient_clip: Gradients are clipped to ± this value, element by element; null leaves them alone.
         label_smoothing: Share of every label that is spread over all classes.
         average_decay: Decay of an exponential moving average of all parameters, which is what is evaluated and
             saved in their place, such as 0.999; null for none. It starts as a plain mean of the first steps.
     """
 
-    later = frozenset({"optimizer", "momentum", "label_smoothing", "average_decay"})
+    later = frozenset({"optimizer", "momentum", "restarts", "label_smoothing", "average_decay"})
 
     epochs: CountOrNone
     batch_size: Annotated[int, Field(ge=2)]
@@ -177,6 +178,7 @@ class OptimizationSettings(Section):
     momentum: Momentum = 0.9
     weight_decay: NonNegative = 0.0
     warm_up_steps: CountOrNone = 0
+    restarts: CountOrNone = 0
     gradient_clip: Positive | None = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -106,6 +106,16 @@ def test_the_learning_rate_rises_to_its_peak_and_falls(steps: int, share: float,
     assert rates[warm_up:] == sorted(rates[warm_up:], reverse=True)
 
 
+@given(cycle=st.integers(1, 200), restarts=st.integers(0, 5))
+def test_every_cycle_has_the_rates_of_a_run_of_its_length(cycle: int, restarts: int) -> None:
+    alone = [cosine_learning_rate(step, steps=cycle, warm_up_steps=0, peak=0.1) for step in range(cycle)]
+    steps = cycle * (restarts + 1)
+    rates = [
+        cosine_learning_rate(step, steps=steps, warm_up_steps=0, peak=0.1, restarts=restarts) for step in range(steps)
+    ]
+    assert rates == alone * (restarts + 1)
+
+
 def test_the_cosine_is_half_way_down_in_the_middle() -> None:
     assert cosine_learning_rate(60, steps=100, warm_up_steps=20, peak=2.0) == pytest.approx(1.0)
     assert cosine_learning_rate(99, steps=100, warm_up_steps=0, peak=1.0) == pytest.approx(0.0, abs=3e-4)
