@@ -71,7 +71,7 @@ def configuration(
 ) -> TrainingConfig:
     """The configuration of one run."""
     training = base.supernet_training.model_copy(
-        update={"epochs": options.epochs, **changes.get("supernet_training", {})}
+        update={"epochs": options.epochs, "restarts": 0, **changes.get("supernet_training", {})}
     )
     return base.model_copy(
         update={

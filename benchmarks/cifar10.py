@@ -20,6 +20,7 @@ from eqdeploy.training.evaluate import Evaluation, evaluate_grid
 GOALS = {8: 0.0, 4: 0.4, 3: 1.2}
 #: Largest distance of 2 bits from 8 bits of the same form, in points.
 GOAL_OF_TWO_BITS = 3.5
+NAME = "cifar10-resnet20"
 #: Augmented training images that BatchNorm is calibrated on.
 CALIBRATION = 2000
 
@@ -28,7 +29,8 @@ def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="folder of CIFAR-10")
-    parser.add_argument("--supernet", default="cifar10-resnet20", help="name of a shipped supernet, or a checkpoint")
+    parser.add_argument("--supernet", default=NAME, help="name of a shipped supernet, or a checkpoint")
+    parser.add_argument("--name", default=NAME, help="name of the result files")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -43,11 +45,19 @@ def main() -> None:
         "grid": [row.to_json() for row in grid.rows],
     }
     write_results(
-        "cifar10-resnet20",
-        f"python benchmarks/cifar10.py --data {options.data}",
+        options.name,
+        command(options),
         figures,
         tables(grid, float(provenance["float_accuracy"]), checkpoint.supernet.network.space),
     )
+
+
+def command(options: argparse.Namespace) -> str:
+    """What repeats this measurement."""
+    text = f"python benchmarks/cifar10.py --data {options.data}"
+    if options.name != NAME:
+        text += f" --supernet CHECKPOINT --name {options.name}"
+    return text
 
 
 def measure(checkpoint: Checkpoint, data: str) -> Evaluation:

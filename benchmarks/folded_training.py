@@ -160,7 +160,7 @@ def _configuration(
         "scales": str(scales),
     }
     document["float_training"]["epochs"] = 0 if weights else options.float_epochs
-    document["supernet_training"]["epochs"] = options.epochs
+    document["supernet_training"] |= {"epochs": options.epochs, "restarts": 0}
     if weights:
         document["model"]["weights"] = str(weights)
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")

@@ -119,7 +119,8 @@ class _Best:
         """Take a candidate, shape (rows,) each, where its mean squared error is smaller."""
         scale = scale.clip(min=torch.finfo(torch.float32).tiny)
         codes = quantize(self.values, scale[:, None], zero_point[:, None], self.form.q_min, self.form.q_max)
-        error = (dequantize(codes, scale[:, None], zero_point[:, None]) - self.values).square().mean(dim=1)
+        difference = dequantize(codes, scale[:, None], zero_point[:, None]).sub_(self.values)
+        error = difference.square_().mean(dim=1)
         better = error < self.error
         self.scale = torch.where(better, scale, self.scale)
         self.zero_point = torch.where(better, zero_point, self.zero_point)
