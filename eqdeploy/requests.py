@@ -178,3 +178,56 @@ class TrainRequest:
     tensorboard: Path | None = None
     resume: bool = False
     force: bool = False
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Measure subnets of a supernet.
+
+    Attributes:
+        output: Folder of the measurements; one that exists is gone on with.
+        count: Number of subnets that it has to hold of the list that seed and forms determine.
+        supernet: Reference of the checkpoint.
+        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        data: Reference of labelled data; only its training images are used.
+        images: Number of training images that subnets are judged on; None for 10,000 or all that there are.
+        calibration_images: Number of other training images that BatchNorm is calibrated on; None for 1,024 or a
+            sixth of all.
+        forms: ``"per_network"`` to draw granularity and symmetries once for each subnet, ``"per_layer"`` to draw them
+            for every layer and tensor.
+        seed: Seed of images and subnets.
+        run_code: Whether ``data`` may be ``package.module:function``, which is imported and called. Only for what the
+            user names in this very call, never for what stands in a file.
+    """
+
+    output: Path
+    count: int
+    supernet: str = DEFAULT_SUPERNET
+    model: str | None = None
+    data: str = DEFAULT_DATA
+    images: int | None = None
+    calibration_images: int | None = None
+    forms: str = "per_network"
+    seed: int = 0
+    run_code: bool = False
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """Fit a predictor to measurements.
+
+    Attributes:
+        store: Folder of the measurements.
+        output: File of the predictor.
+        target: ``"cross_entropy"`` or ``"accuracy"``.
+        held_out: Number of measured subnets that the predictor is judged on; None for a third.
+        seed: Seed of the split and of the fit.
+        force: Whether existing files may be replaced.
+    """
+
+    store: Path
+    output: Path
+    target: str = "cross_entropy"
+    held_out: int | None = None
+    seed: int = 0
+    force: bool = False

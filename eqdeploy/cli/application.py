@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from eqdeploy import __version__
-from eqdeploy.cli import evaluate, export, inspect, options, profiles, resolve, train, validate
+from eqdeploy.cli import evaluate, export, fit, inspect, options, profiles, resolve, sample, train, validate
 from eqdeploy.errors import UsageError
 
 application = typer.Typer(
@@ -48,5 +48,7 @@ application.command("resolve")(resolve.resolve)
 application.command("validate")(validate.validate)
 application.command("eval")(evaluate.evaluate)
 application.command("train")(train.train)
+application.command("sample")(sample.sample)
+application.command("fit")(fit.fit)
 application.command("inspect")(inspect.inspect)
 application.add_typer(profiles.commands, name="profiles")

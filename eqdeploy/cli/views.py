@@ -13,7 +13,14 @@ from eqdeploy.inspection import Inspection
 from eqdeploy.report import PlanSummary
 from eqdeploy.report.tables import make_table, show
 from eqdeploy.report.view import view_plan, view_report
-from eqdeploy.results import EvaluationResult, ExportResult, ResolvedPlan, TrainingResult
+from eqdeploy.results import (
+    EvaluationResult,
+    ExportResult,
+    FitResult,
+    ResolvedPlan,
+    SamplingResult,
+    TrainingResult,
+)
 from eqdeploy.text import byte_count, printable
 from eqdeploy.validation.accuracy import Accuracy
 
@@ -53,6 +60,52 @@ def view_training(result: TrainingResult) -> RenderableType:
         ),
         _accuracies(result.rows),
     )
+
+
+def view_sampling(result: SamplingResult) -> RenderableType:
+    """Lay out what was measured."""
+    head = (
+        f"{result.subnets} subnets of {result.supernet} on {result.images} images of {result.data}, calibrated on "
+        f"{result.calibration_images}: {result.store}"
+    )
+    speed = result.subnets_per_second
+    now = "none measured now" if speed is None else f"{result.measured} measured now, {speed:.2f} a second"
+    document = result.to_json()
+    rows = [
+        (noun, *(layout.format(document[key][end]) for end in ("lowest", "mean", "highest")))
+        for noun, key, layout in (
+            ("accuracy", "accuracy", "{:.2%}"),
+            ("cross-entropy", "cross_entropy", "{:.5f}"),
+        )
+    ]
+    return Group(Text(printable(head)), Text(now), make_table(("", "lowest", "mean", "highest"), rows))
+
+
+def view_fit(result: FitResult) -> RenderableType:
+    """Lay out how well a predictor predicts."""
+    head = (
+        f"{result.target} of {result.held_out} subnets of {result.supernet}, predicted from {result.training} others "
+        "(with 95 % confidence intervals)"
+    )
+    scale = "Pearson, logarithms" if result.target == "cross_entropy" else "Pearson, log-odds"
+    rows = [
+        (
+            row.name,
+            *(
+                f"{number.value:.3f} ({number.low:.3f} to {number.high:.3f})"
+                for number in (
+                    row.agreement.kendall,
+                    row.agreement.pearson,
+                    row.normalized_pearson,
+                    row.agreement.spearman,
+                )
+            ),
+        )
+        for row in result.rows
+    ]
+    tail = f"fitted to all {result.training + result.held_out}: {result.predictor}, picture {result.picture}"
+    columns = ("", "Kendall tau", "Pearson", scale, "Spearman")
+    return Group(Text(printable(head)), make_table(columns, rows), Text(printable(tail)))
 
 
 def view_inspection(inspection: Inspection, *, verbose: bool) -> RenderableType:

@@ -32,6 +32,9 @@ COMMANDS: dict[tuple[str, ...], set[str]] = {
         *("-o", "--out", "--model", "--data", "--seed", "--weights", "--float-only", "--tensorboard", "--resume"),
         "--force",
     },
+    ("sample",): SUPERNET
+    | {"--count", "-o", "--output", "--data", "--images", "--calibration-images", "--forms", "--seed"},
+    ("fit",): {"-o", "--output", "--target", "--held-out", "--seed", "--force"},
     ("inspect",): set(),
     ("profiles", "list"): set(),
     ("profiles", "show"): set(),
