@@ -87,6 +87,8 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
+        if self.augmentation.shift >= min(self.preprocessing.image_size):
+            raise ValueError(f"augmentation.shift: {self.augmentation.shift} pixels move all of an image out of sight")
         static, space = self.static, self.space
         if static is not None:
             for name, trained in (

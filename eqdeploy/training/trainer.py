@@ -34,6 +34,7 @@ from eqdeploy.training.phase import Gradients, PhaseLoop, copy_weights, make_ave
 from eqdeploy.training.result import TrainingResult, write_checkpoint
 from eqdeploy.training.run_files import RunFiles
 from eqdeploy.training.sampling import sample_sandwich
+from eqdeploy.training.schedule import require_cycles
 from eqdeploy.training.settings import Guidance, ModelSettings, OptimizationSettings
 from eqdeploy.training.state import Phase, Position, TrainingState, load_state, save_state
 from eqdeploy.training.steps import SandwichStep, float_gradients
@@ -94,15 +95,15 @@ def train(
     files = RunFiles.of(output)
     if model is not None:
         config = config.model_copy(update={"model": ModelSettings(architecture=None, weights=config.model.weights)})
-    if progress is None or not workers.is_main:
-        progress = SilentProgress()
+    progress = progress if progress is not None and workers.is_main else SilentProgress()
     with computing(threads=config.threads, seed=derive_seed(config.seed, _MODEL)):
         with workers.together():
-            if workers.is_main and not overwrite and not (resume and files.state.exists()):
-                files.refuse_overwriting()
+            if workers.is_main:
+                files.require_folder()
+                if not overwrite and not (resume and files.state.exists()):
+                    files.refuse_overwriting()
             options = LoadOptions(config.data_errors, config.data_cache, run_code=run_code, progress=progress)
-            told = Observers(observers if workers.is_main else ())
-            run = _Run(config, files, model, options, progress, told, workers)
+            run = _Run(config, files, model, options, progress, observers, workers)
         return run.train(resume=resume, float_only=float_only)
 
 
@@ -116,13 +117,13 @@ class _Run:
         model: nn.Module | None,
         options: LoadOptions,
         progress: Progress,
-        observers: Observers,
+        observers: Sequence[TrainingObserver],
         workers: Workers,
     ) -> None:
         self.config = config
         self.files = files
         self.progress = progress
-        self.observers = observers
+        self.observers = Observers(observers if workers.is_main else ())
         self.workers = workers
         self.device = workers.device(config.execution.device)
         self.preprocessing = config.preprocessing.to_preprocessing()
@@ -136,10 +137,8 @@ class _Run:
         if self.train_data.digest == self.test_data.digest:
             progress.note("the held-out images are the training images: accuracies will look better than they are")
         # Both at once: a batch that cannot be divided is refused before anything is trained.
-        self.batches = {
-            Phase.FLOAT: self._batches(Phase.FLOAT, config.float_training),
-            Phase.SUPERNET: self._batches(Phase.SUPERNET, config.supernet_training),
-        }
+        phases = {Phase.FLOAT: config.float_training, Phase.SUPERNET: config.supernet_training}
+        self.batches = {phase: self._batches(phase, settings) for phase, settings in phases.items()}
         self.model = make_model(config, model)
         given = config.model.weights
         self.weights_digest = None if given is None else hashlib.sha256(Path(given).read_bytes()).hexdigest()
@@ -267,7 +266,6 @@ class _Run:
             settings.label_smoothing,
             self._float_teacher() if distillation.guidance is Guidance.FLOAT else None,
         )
-
         network, only = self.supernet.network, self._static_form()
 
         def draw() -> Mapping[str, SubnetConfig]:
@@ -315,7 +313,7 @@ class _Run:
 
     def _batches(self, phase: Phase, settings: OptimizationSettings) -> TrainingBatches:
         """This process's share of the batches of a phase."""
-        return TrainingBatches(
+        batches = TrainingBatches(
             self.train_data,
             self.preprocessing,
             self.augmentation,
@@ -325,6 +323,8 @@ class _Run:
             world_size=self.workers.world_size,
             device=self.device,
         )
+        require_cycles(settings, steps=settings.epochs * batches.steps_per_epoch, where=f"{phase}_training")
+        return batches
 
     def _float_teacher(self) -> Forward:
         """The float network that the supernet started from, as a function without gradients."""
