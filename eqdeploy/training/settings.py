@@ -56,13 +56,22 @@ class ModelSettings(Section):
             to the working directory; null for random ones.
         architecture: A name that :func:`eqdeploy.zoo.build` knows, or null for a model that the caller passes.
         arguments: Arguments of the architecture.
+        supernet: A supernet of this architecture and space to go on training, weights and scales, with a fresh
+            optimizer; there is no float phase then.
     """
 
-    later = frozenset({"weights"})
+    later = frozenset({"weights", "supernet"})
 
     architecture: str | None
     arguments: dict[str, bool | int | float | str] = {}
     weights: str | None = None
+    supernet: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if self.weights is not None and self.supernet is not None:
+            raise ValueError("a run starts from weights or from a supernet, not from both")
+        return self
 
 
 class PreprocessingSettings(Section):

@@ -291,6 +291,7 @@ def test_a_frozen_network_is_refused_where_it_is_to_be_trained(data: Path, tmp_p
     assert not (tmp_path / "run").exists()
     config = configuration(data, float_training={"epochs": 0}, supernet_training={"epochs": 1})
     result = train(config, tmp_path / "run", model=model)
+    assert result.float_weights is not None
     before, after = small_model().state_dict(), load_file(result.float_weights)
     assert torch.equal(before["conv1.weight"], after["conv1.weight"])
 
