@@ -51,7 +51,7 @@ def main() -> None:
         f"batch {settings.batch_size} each, one seed. Each static network has had as many optimizer steps, all on its "
         "one form, as the supernet in its first cycle."
     )
-    header = ["W = A bits", "static network", "supernet's subnet", "shipped supernet's subnet", "difference, points"]
+    header = ["W = A bits", "static network", "supernet after one cycle", "shipped", "difference after one cycle"]
     write_results(
         "static_networks",
         f"python benchmarks/static_networks.py --data {options.data} --weights float.safetensors --work runs",

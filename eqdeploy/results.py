@@ -86,14 +86,14 @@ class TrainingResult:
 
     Attributes:
         checkpoint: File of the supernet, None if only the float network was trained.
-        float_weights: File of the float network's weights.
+        float_weights: File of the float network's weights; None if the run started from a supernet.
         log: File with one line per step.
         epochs: Number of epochs that were trained in all, resumed ones included.
         rows: Accuracy of the float model and of some subnets on held-out data.
     """
 
     checkpoint: Path | None
-    float_weights: Path
+    float_weights: Path | None
     log: Path
     epochs: int
     rows: tuple[Accuracy, ...]
@@ -102,7 +102,7 @@ class TrainingResult:
         """Plain data."""
         return {
             "checkpoint": None if self.checkpoint is None else self.checkpoint.as_posix(),
-            "float_weights": self.float_weights.as_posix(),
+            "float_weights": None if self.float_weights is None else self.float_weights.as_posix(),
             "log": self.log.as_posix(),
             "epochs": self.epochs,
             "rows": [{"name": row.name, **row.to_json()} for row in self.rows],

@@ -15,22 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from eqdeploy.errors import UsageError
+from eqdeploy.errors import EqDeployError, UsageError
 
-#: What the user's own code may raise; SystemExit and KeyboardInterrupt pass.
-USER_CODE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
+#: What the user's own code may raise: anything, and it may ask to exit, which must not look like success.
+#: KeyboardInterrupt passes.
+USER_CODE_ERRORS = (Exception, SystemExit)
 _REFERENCE = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<attribute>[^\W\d]\w*(\.[^\W\d]\w*)*)")
 
 
@@ -58,6 +47,8 @@ def import_attribute(reference: str) -> object:
         own = error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}."))
         message = f"no module named {error.name!r}" if own else f"the module needs {error.name!r}, not installed"
         raise UsageError(message, where=reference, hint=f"looked in {Path.cwd()} and Python's path") from error
+    except EqDeployError:
+        raise
     except USER_CODE_ERRORS as error:
         raise UsageError(f"importing it raised {type(error).__name__}: {error}", where=reference) from error
     for part in attribute.split("."):
@@ -88,6 +79,8 @@ def call(function: Callable[..., Any], *arguments: object, where: str, what: str
         pass
     try:
         return function(*arguments)
+    except EqDeployError:
+        raise
     except USER_CODE_ERRORS as error:
         raise UsageError(f"{what} raised {type(error).__name__}: {error}", where=where) from error
 

@@ -15,6 +15,9 @@ from eqdeploy.files import read_bounded
 #: Nobody writes a larger file by hand.
 MAXIMUM_BYTES = 1 << 20
 
+#: Values and keys of a document in which every alias is replaced by what it stands for.
+_MAXIMUM_VALUES = 1 << 20
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -29,13 +32,15 @@ def read_yaml(path: Path, error: type[EqDeployError] = ProfileError) -> tuple[An
         The document as plain data, and its syntax tree, which knows line numbers.
 
     Raises:
-        EqDeployError: The given ``error``, if the file is missing, too large, not UTF-8 or not YAML.
+        EqDeployError: The given ``error``, if the file is missing, not UTF-8, not YAML, or too large, also with all
+            aliases written out.
     """
     content = read_bounded(path, MAXIMUM_BYTES, error)
     try:
         loader = yaml.SafeLoader(content.decode("utf-8"))
         node = loader.get_single_node()
         _refuse_repeated_keys(node)
+        _refuse_many_values(node)
         return (None if node is None else loader.construct_document(node)), node
     except UnicodeDecodeError as reason:
         raise error("not a text file in UTF-8", where=str(path)) from reason
@@ -128,6 +133,31 @@ def _refuse_repeated_keys(root: yaml.Node | None) -> None:
                         problem=f"the key {key.value!r} occurs twice", problem_mark=key.start_mark
                     )
                 seen.add(key.value)
+
+
+def _refuse_many_values(root: yaml.Node | None) -> None:
+    """Refuse a document that is small only because of aliases to aliases to aliases: written out it fills the memory.
+
+    Raises:
+        yaml.MarkedYAMLError: If it is.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = 1  # an alias to a node around it is found when it is written out
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            flat = (part for pair in parts for part in pair) if isinstance(node, yaml.MappingNode) else parts
+            sizes[id(node)] += sum(map(size, flat))
+            if sizes[id(node)] > _MAXIMUM_VALUES:
+                raise yaml.MarkedYAMLError(
+                    problem=f"more than {_MAXIMUM_VALUES:,} values with all aliases written out",
+                    problem_mark=node.start_mark,
+                )
+        return sizes[id(node)]
+
+    if root is not None:
+        size(root)
 
 
 def _explain(

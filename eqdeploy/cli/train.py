@@ -42,6 +42,10 @@ def train(
             help="Float weights to start from, a safetensors file. [default: the configuration's]",
         ),
     ] = None,
+    supernet: Annotated[
+        str | None,
+        typer.Option("--supernet", metavar="NAME|FILE", help="Supernet to go on training, without a float phase."),
+    ] = None,
     float_only: Annotated[
         bool, typer.Option("--float-only", help="Stop when the float network is trained and its weights are written.")
     ] = False,
@@ -73,6 +77,7 @@ def train(
         data=data,
         seed=seed,
         weights=weights,
+        supernet=supernet,
         float_only=float_only,
         tensorboard=tensorboard,
         resume=resume,

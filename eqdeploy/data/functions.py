@@ -12,7 +12,7 @@ from eqdeploy.data.images import empty_images
 from eqdeploy.data.labelled import LabelledImages, spread_indices
 from eqdeploy.data.npz import labelled_arrays
 from eqdeploy.data.preprocessing import Preprocessing
-from eqdeploy.errors import DataError, UsageError
+from eqdeploy.errors import DataError, EqDeployError, UsageError
 from eqdeploy.user_code import (
     USER_CODE_ERRORS,
     call,
@@ -97,6 +97,8 @@ def _read_pairs(data: Any, preprocessing: Preprocessing, limit: int | None, *, w
                     hint="resize all images to one size in the function",
                 )
             images[position], labels[position] = pixels, int(label)
+    except EqDeployError:
+        raise
     except USER_CODE_ERRORS as error:
         raise UsageError(f"reading the data set raised {type(error).__name__}: {error}", where=where) from error
     assert images is not None

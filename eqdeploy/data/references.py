@@ -69,6 +69,8 @@ def load_images(
         raise UsageError(f"unknown split {split!r}", hint=f"there are {' and '.join(SPLITS)}")
     if reference == DIGITS:
         return load_digits(split, preprocessing=preprocessing, limit=limit)
+    if not reference:  # the path of nothing is the working directory
+        raise DataError("the name of the data is empty", hint=_KINDS_HINT)
     path, labels = _parse(reference)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()

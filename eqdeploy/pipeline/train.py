@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from eqdeploy.errors import UsageError
+from eqdeploy.pipeline.sources import supernet_path
 from eqdeploy.progress import Progress
 from eqdeploy.requests import TrainRequest
 from eqdeploy.results import TrainingResult
@@ -51,6 +52,7 @@ def train(
         ProfileError: If the configuration is invalid.
         UsageError: If there is no such configuration.
         MissingDependencyError: If event files are asked for and TensorBoard is not installed.
+        CheckpointError: If the weights or the supernet to start from do not exist, are damaged or do not fit.
         DataError: If the data cannot be loaded or do not fit the network.
         TrainingError: If training cannot go on.
         OutputError: If a file exists already or cannot be written.
@@ -58,7 +60,8 @@ def train(
     """
     with workers.together():
         config = TrainingConfig.load(_configuration_path(request.configuration))
-        config = config.overridden(data=request.data, seed=request.seed, weights=request.weights)
+        supernet = None if request.supernet is None else str(supernet_path(request.supernet))
+        config = config.overridden(data=request.data, seed=request.seed, weights=request.weights, supernet=supernet)
         event_files = _event_files(request) if workers.is_main else None
         model = None if request.model is None else _own_model(request.model, config.seed)
     with event_files or nullcontext():

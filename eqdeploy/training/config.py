@@ -20,6 +20,7 @@ from eqdeploy.training.settings import (
     DistributionSettings,
     ExecutionSettings,
     FormSampling,
+    Guidance,
     ModelSettings,
     OptimizationSettings,
     PreprocessingSettings,
@@ -87,6 +88,13 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
+        if self.augmentation.shift >= min(self.preprocessing.image_size):
+            raise ValueError(f"augmentation.shift: {self.augmentation.shift} pixels move all of an image out of sight")
+        if self.model.supernet is not None:
+            if self.float_training.epochs:
+                raise ValueError("float_training.epochs: must be 0 with model.supernet, which is trained already")
+            if self.distillation.guidance is Guidance.FLOAT:
+                raise ValueError("distillation.guidance: there is no float network to guide with model.supernet")
         static, space = self.static, self.space
         if static is not None:
             for name, trained in (
@@ -118,9 +126,16 @@ class TrainingConfig(Section):
             raise ProfileError(f"not plain keys and values: {error}", where=str(path)) from error
 
     def overridden(
-        self, *, data: str | None = None, seed: int | None = None, weights: str | None = None
+        self,
+        *,
+        data: str | None = None,
+        seed: int | None = None,
+        weights: str | None = None,
+        supernet: str | None = None,
     ) -> TrainingConfig:
         """The same configuration with other data, another seed or another start; None keeps what is there.
+
+        A run that starts from a supernet has no float phase.
 
         Raises:
             ProfileError: If the seed is out of range.
@@ -129,8 +144,10 @@ class TrainingConfig(Section):
             "data": self.data if data is None else data,
             "seed": self.seed if seed is None else seed,
         }
-        if weights is not None:
-            changes["model"] = self.model.model_copy(update={"weights": weights})
+        if weights is not None or supernet is not None:
+            changes["model"] = {**dict(self.model), "weights": weights, "supernet": supernet}
+        if supernet is not None:
+            changes["float_training"] = {**dict(self.float_training), "epochs": 0}
         try:
             return TrainingConfig.model_validate({**self.model_dump(by_alias=True), **changes})
         except ValidationError as error:

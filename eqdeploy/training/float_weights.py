@@ -55,6 +55,8 @@ def load_float_weights(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: If the file is missing, damaged, a pickle, or does not fit the model; the message names what.
     """
+    if path.is_dir():
+        raise CheckpointError("cannot read the weights: it is a folder", where=str(path), hint="give a file in it")
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -70,6 +72,11 @@ def load_float_weights(model: nn.Module, path: Path) -> None:
             f"{name} is {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
             for name, tensor in expected.items()
             if name in found and found[name].shape != tensor.shape
+        ],
+        [
+            f"{name} is {found[name].dtype} instead of {tensor.dtype}"
+            for name, tensor in expected.items()
+            if name in found and tensor.is_floating_point() and not found[name].is_floating_point()
         ],
         [
             f"{name} is not finite"

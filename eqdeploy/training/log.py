@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -136,3 +137,23 @@ def _read_lines(path: Path, count: int) -> list[bytes]:
             f"the log has {len(complete)} lines, the training to resume had written {count}", where=str(path)
         )
     return complete[:count]
+
+
+@contextmanager
+def open_log(path: Path, *, keep: int, writes: bool) -> Iterator[Log]:
+    """Open the log for a process of a run; one of them writes it.
+
+    Args:
+        path: The file.
+        keep: Number of lines that the resumed state had seen, 0 without one.
+        writes: Whether this process does.
+
+    Raises:
+        CheckpointError: If fewer lines are there.
+        OutputError: If the file cannot be written.
+    """
+    if not writes:
+        yield NoLog(keep=keep)
+        return
+    with TrainingLog(path, keep=keep) as log:
+        yield log

@@ -89,7 +89,7 @@ def first_not_finite(supernet: Supernet) -> str | None:
 
 
 #: What to try when a run diverges.
-DIVERGENCE_HINT = "lower the learning rate, or clip gradients harder"
+DIVERGENCE_HINT = "start again with a lower learning rate, or clip gradients harder"
 
 
 def _in_order(supernet: Supernet) -> Iterator[tuple[str, Tensor]]:

@@ -148,7 +148,10 @@ class PhaseLoop:
                     state, model=self.supernet, optimizer=optimizer, average=average, generators=self.generators
                 )
                 if state.position.step > steps:
-                    raise CheckpointError(f"step {state.position.step} of {steps}", where=str(state.path))
+                    raise CheckpointError(
+                        f"the saved training is at step {state.position.step} of this phase, which has {steps}",
+                        where=str(state.path),
+                    )
         return optimizer, average
 
     def _step(self, step: int, rate: float, optimizer: torch.optim.Optimizer) -> BatchMeasurements:

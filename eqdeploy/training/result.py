@@ -15,6 +15,7 @@ from eqdeploy.supernet.checkpoint import ArchitectureReference, metadata_of, sav
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.config import TrainingConfig
 from eqdeploy.training.evaluate import Evaluation, even_batches
+from eqdeploy.training.start import FLOAT_ACCURACY
 from eqdeploy.training.state import Position
 
 
@@ -24,7 +25,7 @@ class TrainingResult:
 
     Attributes:
         checkpoint: The supernet, None for a run that trained the float network only.
-        float_weights: The float network.
+        float_weights: The float network; None if the run started from a supernet, or if the file has been removed.
         log: The training log beside it.
         float_accuracy: Share of held-out images that the pre-trained float network classifies correctly, before
             any quantization-aware step: the yardstick for the grid.
@@ -34,7 +35,7 @@ class TrainingResult:
     """
 
     checkpoint: Path | None
-    float_weights: Path
+    float_weights: Path | None
     log: Path
     float_accuracy: float
     images: int
@@ -49,7 +50,7 @@ def write_checkpoint(
     config: TrainingConfig,
     images: LabelledImages,
     calibration: Tensor,
-    weights_digest: str | None,
+    start_digest: str | None,
     float_accuracy: float,
     evaluation: Evaluation,
 ) -> None:
@@ -61,7 +62,7 @@ def write_checkpoint(
         config: How it was trained.
         images: What it was trained on.
         calibration: Images for the statistics, (N, C, H, W), N >= 2, on the supernet's device.
-        weights_digest: SHA-256 of the file with the float weights that the run started from, None for random ones.
+        start_digest: SHA-256 of the weights or the supernet that the run started from, None for random weights.
         float_accuracy: Of the pre-trained float network, 0 to 1.
         evaluation: The grid of the trained supernet.
 
@@ -82,8 +83,8 @@ def write_checkpoint(
             "configuration": config.digest,
             "data": images.source,
             "data_digest": images.digest,
-            **({} if weights_digest is None else {"weights_digest": weights_digest}),
-            "float_accuracy": float_accuracy,
+            **({} if start_digest is None else {"weights_digest": start_digest}),
+            FLOAT_ACCURACY: float_accuracy,
             "supernet_float_accuracy": evaluation.float_accuracy,
             "torch": torch.__version__,
         },

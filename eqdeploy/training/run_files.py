@@ -34,6 +34,17 @@ class RunFiles:
             state=folder / "state.safetensors",
         )
 
+    def require_folder(self) -> None:
+        """Refuse a folder that can never be one.
+
+        Raises:
+            OutputError: If a file is in its place, or in that of a folder around it.
+        """
+        folder = self.state.parent
+        for path in (folder, *folder.parents):
+            if path.exists() and not path.is_dir():
+                raise OutputError("a file is where the output folder should be", where=str(path))
+
     def refuse_overwriting(self) -> None:
         """Refuse to start where a run has finished or can be resumed.
 

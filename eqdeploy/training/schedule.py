@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+from eqdeploy.errors import UsageError
+from eqdeploy.training.settings import OptimizationSettings
+
 
 def cosine_learning_rate(step: int, *, steps: int, warm_up_steps: int, peak: float, restarts: int = 0) -> float:
     """Learning rate of one optimizer step: linear warm-up, then half a cosine towards 0, once or several times.
@@ -30,3 +33,23 @@ def cosine_learning_rate(step: int, *, steps: int, warm_up_steps: int, peak: flo
     # In integers, so that a cycle begins at its first step exactly.
     progress = (step - warm_up_steps) * (restarts + 1) % length / length
     return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def require_cycles(settings: OptimizationSettings, *, steps: int, where: str) -> None:
+    """Refuse more restarts than there are steps: the learning rate would be no schedule but noise.
+
+    Args:
+        settings: Warm-up and restarts.
+        steps: Length of the whole run; 0 for a phase that is left out.
+        where: Name of the settings, for messages.
+
+    Raises:
+        UsageError: If a cycle has no step of its own.
+    """
+    length = max(steps - settings.warm_up_steps, 1)
+    if steps and settings.restarts >= length:
+        raise UsageError(
+            f"{settings.restarts} restarts do not fit into the {length} steps that follow the warm-up",
+            where=f"{where}.restarts",
+            hint=f"at most {length - 1} do",
+        )

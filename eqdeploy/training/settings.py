@@ -18,10 +18,12 @@ from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.network import BatchNormTraining, ElasticSpace, Residual, ScaleTraining
 from eqdeploy.quant.form import Granularity, Symmetry
 
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+# Beyond anything that trains, and far from where a float overflows.
+_MANY = 10**12
+Count = Annotated[int, Field(ge=1, le=_MANY)]
+CountOrNone = Annotated[int, Field(ge=0, le=_MANY)]
+Positive = Annotated[float, Field(gt=0, le=_MANY)]
+NonNegative = Annotated[float, Field(ge=0, le=_MANY)]
 # Far beyond what trains; larger ones would only overflow float32 somewhere inside the optimizer.
 LearningRate = Annotated[float, Field(gt=0, le=1e3)]
 LearningRateFactor = Annotated[float, Field(gt=0, le=1e6)]
@@ -54,13 +56,22 @@ class ModelSettings(Section):
             to the working directory; null for random ones.
         architecture: A name that :func:`eqdeploy.zoo.build` knows, or null for a model that the caller passes.
         arguments: Arguments of the architecture.
+        supernet: A supernet of this architecture and space to go on training, weights and scales, with a fresh
+            optimizer; there is no float phase then.
     """
 
-    later = frozenset({"weights"})
+    later = frozenset({"weights", "supernet"})
 
     architecture: str | None
     arguments: dict[str, bool | int | float | str] = {}
     weights: str | None = None
+    supernet: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if self.weights is not None and self.supernet is not None:
+            raise ValueError("a run starts from weights or from a supernet, not from both")
+        return self
 
 
 class PreprocessingSettings(Section):
@@ -130,8 +141,8 @@ class ExecutionSettings(Section):
         precision: ``bfloat16`` runs convolutions and matrix products under autocast: less than half the time on
             processors with AMX or AVX512-BF16 and on GPUs, slower elsewhere.
         channels_last: Keep images and weights with the channels innermost: a quarter faster for convolutions.
-        compile: Compile the network once, half a minute that pays from some hundred steps on; without a C++
-            compiler training goes on without.
+        compile: Compile the network once, half a minute that pays after some forty steps of ResNet-20; without a
+            C++ compiler training goes on without.
     """
 
     later = frozenset({"device"})
@@ -223,7 +234,7 @@ class DistillationSettings(Section):
 
     guidance: Guidance = Guidance.PROGRESSIVE
     weight: Fraction = 0.5
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Field(gt=0, le=1e3)] = 1.0
 
 
 class DistributionSettings(Section):

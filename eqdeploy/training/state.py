@@ -8,8 +8,9 @@ after a kill or a full disk the previous state is still whole.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,13 @@ class TrainingState:
         position: How far the run had come.
         tensors: All tensors, by the names under which they are stored.
         path: The file it was read from, for messages.
+        checksums: Of the tensors as they were written; files of older versions have none.
     """
 
     position: Position
     tensors: Mapping[str, Tensor]
     path: Path
+    checksums: Mapping[str, int] = field(default_factory=dict)
 
 
 def save_state(
@@ -112,12 +115,17 @@ def save_state(
         tensors |= {f"{_AVERAGE}.{name}": value for name, value in average.values.items()}
     for name, generator in generators.items():
         tensors[f"{_GENERATOR}.{name}"] = generator.get_state()
-    document = {"schema": STATE_SCHEMA, "position": asdict(position), "configuration": configuration}
-    metadata = {_METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False)}
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
+    document = {
+        "schema": STATE_SCHEMA,
+        "position": asdict(position),
+        "configuration": configuration,
+        "checksums": {name: _checksum(tensor) for name, tensor in copies.items()},
+    }
+    metadata = {_METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False)}
     write_atomically(path, save(copies, metadata))
 
 
@@ -141,16 +149,16 @@ def load_state(path: Path, *, configuration: Mapping[str, Any]) -> TrainingState
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the training state: {error}", where=str(path)) from error
-    position, saved = _read_document(metadata.get(_METADATA_KEY), path)
+    position, saved, checksums = _read_document(metadata.get(_METADATA_KEY), path)
     difference = _first_difference(saved, configuration)
     if difference is not None:
         key, before, now = difference
         raise TrainingError(
-            f"the saved training has another configuration: {key} was {before!r} and is now {now!r}",
+            f"the saved training has another configuration: {key} was {_shown(before)} and is now {_shown(now)}",
             where=str(path),
             hint="restore the configuration, or start again without resuming",
         )
-    return TrainingState(position=position, tensors=tensors, path=path)
+    return TrainingState(position, tensors, path, checksums)
 
 
 def restore_state(
@@ -171,8 +179,8 @@ def restore_state(
         generators: The generators that the state was saved with, by name.
 
     Raises:
-        CheckpointError: If a tensor is missing, unexpected, of another shape or type, or not finite; all such
-            tensors are reported together.
+        CheckpointError: If a tensor is missing, unexpected, of another shape or type, not finite, or not what was
+            written; all such tensors are reported together.
     """
     moments = _read_moments(state, model, optimizer)
     expected = {f"{_MODEL}.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -180,7 +188,7 @@ def restore_state(
     if average is not None:
         expected |= {f"{_AVERAGE}.{name}": value for name, value in average.values.items()}
     expected |= {f"{_GENERATOR}.{name}": generator.get_state() for name, generator in generators.items()}
-    problems = _compare(expected, state.tensors)
+    problems = _compare(expected, state.tensors, state.checksums)
     if problems:
         raise CheckpointError(f"the training state does not fit: {'; '.join(problems)}", where=str(state.path))
     model.load_state_dict({name: state.tensors[f"{_MODEL}.{name}"] for name in model.state_dict()})
@@ -230,8 +238,8 @@ def _restore_moments(moments: _Moments, model: nn.Module, optimizer: torch.optim
         }
 
 
-def _read_document(text: str | None, path: Path) -> tuple[Position, Mapping[str, Any]]:
-    """Read position and configuration from the metadata."""
+def _read_document(text: str | None, path: Path) -> tuple[Position, Mapping[str, Any], Mapping[str, int]]:
+    """Read position, configuration and checksums from the metadata."""
     try:
         document = json.loads(text or "null")
         if document["schema"] != STATE_SCHEMA:
@@ -243,7 +251,8 @@ def _read_document(text: str | None, path: Path) -> tuple[Position, Mapping[str,
         phase = Phase(position["phase"])
         if not isinstance(accuracy, float if phase is Phase.SUPERNET else float | None):
             raise TypeError
-        return Position(phase, step, log_lines, accuracy), dict(configuration)
+        checksums = dict(document.get("checksums", {}))
+        return Position(phase, step, log_lines, accuracy), dict(configuration), checksums
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"no training state of schema {STATE_SCHEMA}", where=str(path)) from error
 
@@ -260,8 +269,18 @@ def _first_difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, A
     return None
 
 
-def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Describe every tensor that is missing, unexpected, mis-shaped, mistyped or not finite."""
+def _shown(value: Any) -> str:
+    """A value in words; keys that are not used are not stored."""
+    return "not set" if value is None else repr(value)
+
+
+def _checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes on the processor: enough against damage by accident."""
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], checksums: Mapping[str, int]) -> list[str]:
+    """Describe every tensor that is missing, unexpected, mis-shaped, mistyped, not finite or damaged."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     for name, tensor in sorted(found.items()):
         if name not in expected:
@@ -273,4 +292,6 @@ def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> lis
             )
         elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             problems.append(f"{name} is not finite")
+        elif name in checksums and checksums[name] != _checksum(tensor):
+            problems.append(f"{name} is damaged")
     return problems

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from eqdeploy.data.augmentation import Augmentation
 from eqdeploy.data.labelled import spread_indices
 from eqdeploy.data.options import LoadOptions
 from eqdeploy.data.references import load_data
-from eqdeploy.errors import DataError
+from eqdeploy.errors import DataError, UsageError
 from eqdeploy.progress import Progress, SilentProgress
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
@@ -25,8 +22,8 @@ from eqdeploy.training.batches import Batch, TrainingBatches, augmented_images, 
 from eqdeploy.training.config import TrainingConfig
 from eqdeploy.training.evaluate import Evaluation, UniformForm, calibrated_correct, evaluate_grid
 from eqdeploy.training.execution import Forward, computing, prepare
-from eqdeploy.training.float_weights import load_float_weights, save_float_weights
-from eqdeploy.training.log import Log, NoLog, TrainingLog
+from eqdeploy.training.float_weights import save_float_weights
+from eqdeploy.training.log import Log, open_log
 from eqdeploy.training.model import make_model, make_supernet
 from eqdeploy.training.observer import BatchMeasurements, GridMeasurements, Observers, TrainingObserver
 from eqdeploy.training.optimizer import make_optimizer, require_finite_parameters
@@ -34,9 +31,12 @@ from eqdeploy.training.phase import Gradients, PhaseLoop, copy_weights, make_ave
 from eqdeploy.training.result import TrainingResult, write_checkpoint
 from eqdeploy.training.run_files import RunFiles
 from eqdeploy.training.sampling import sample_sandwich
-from eqdeploy.training.settings import Guidance, ModelSettings, OptimizationSettings
+from eqdeploy.training.schedule import require_cycles
+from eqdeploy.training.settings import Guidance, OptimizationSettings
+from eqdeploy.training.start import read_start
 from eqdeploy.training.state import Phase, Position, TrainingState, load_state, save_state
 from eqdeploy.training.steps import SandwichStep, float_gradients
+from eqdeploy.training.teacher import make_teacher
 from eqdeploy.training.workers import ALONE, Workers
 
 LOG_SCHEMA = 1
@@ -84,7 +84,7 @@ def train(
         ProfileError: If the network's output does not fit the data.
         DataError: If the data cannot be loaded or do not fit the network.
         UnsupportedOperationError: If the model cannot be converted.
-        CheckpointError: If the weights to start from are damaged or do not fit.
+        CheckpointError: If the weights or the supernet to start from are damaged or do not fit.
         TrainingError: If a loss or parameter is not finite, or the saved state belongs to another configuration.
             The last saved state stays as it was.
         CheckpointError: If the saved state is damaged.
@@ -93,16 +93,18 @@ def train(
     """
     files = RunFiles.of(output)
     if model is not None:
-        config = config.model_copy(update={"model": ModelSettings(architecture=None, weights=config.model.weights)})
-    if progress is None or not workers.is_main:
-        progress = SilentProgress()
+        config = config.model_copy(
+            update={"model": config.model.model_copy(update={"architecture": None, "arguments": {}})}
+        )
+    progress = progress if progress is not None and workers.is_main else SilentProgress()
     with computing(threads=config.threads, seed=derive_seed(config.seed, _MODEL)):
         with workers.together():
-            if workers.is_main and not overwrite and not (resume and files.state.exists()):
-                files.refuse_overwriting()
+            if workers.is_main:
+                files.require_folder()
+                if not overwrite and not (resume and files.state.exists()):
+                    files.refuse_overwriting()
             options = LoadOptions(config.data_errors, config.data_cache, run_code=run_code, progress=progress)
-            told = Observers(observers if workers.is_main else ())
-            run = _Run(config, files, model, options, progress, told, workers)
+            run = _Run(config, files, model, options, progress, observers, workers)
         return run.train(resume=resume, float_only=float_only)
 
 
@@ -116,13 +118,13 @@ class _Run:
         model: nn.Module | None,
         options: LoadOptions,
         progress: Progress,
-        observers: Observers,
+        observers: Sequence[TrainingObserver],
         workers: Workers,
     ) -> None:
         self.config = config
         self.files = files
         self.progress = progress
-        self.observers = observers
+        self.observers = Observers(observers if workers.is_main else ())
         self.workers = workers
         self.device = workers.device(config.execution.device)
         self.preprocessing = config.preprocessing.to_preprocessing()
@@ -136,14 +138,11 @@ class _Run:
         if self.train_data.digest == self.test_data.digest:
             progress.note("the held-out images are the training images: accuracies will look better than they are")
         # Both at once: a batch that cannot be divided is refused before anything is trained.
-        self.batches = {
-            Phase.FLOAT: self._batches(Phase.FLOAT, config.float_training),
-            Phase.SUPERNET: self._batches(Phase.SUPERNET, config.supernet_training),
-        }
+        phases = {Phase.FLOAT: config.float_training, Phase.SUPERNET: config.supernet_training}
+        self.batches = {phase: self._batches(phase, settings) for phase, settings in phases.items()}
         self.model = make_model(config, model)
-        given = config.model.weights
-        self.weights_digest = None if given is None else hashlib.sha256(Path(given).read_bytes()).hexdigest()
         self.supernet = make_supernet(config, self.model, self.preprocessing, self.train_data).to(self.device)
+        self.start = read_start(config, self.model, self.supernet.network)
         self.execution = prepare(self.supernet, config.execution, progress)
         self.generators = {
             "subnets": seeded_generator(config.seed, _SUBNETS),
@@ -160,14 +159,19 @@ class _Run:
 
     def train(self, *, resume: bool, float_only: bool) -> TrainingResult:
         """Run both phases from the start or from the saved state, evaluate, write the result."""
+        if float_only and self.start.supernet is not None:
+            raise UsageError("a run that goes on with a supernet has no float phase", where="--float-only")
         state = self.workers.from_main(lambda: self._saved_state(resume=resume))
         position = state.position if state else Position(Phase.FLOAT, 0, 0)
         evaluation: Evaluation | None = None
-        with self._open_log(keep=position.log_lines) as log:
+        with open_log(self.files.log, keep=position.log_lines, writes=self.workers.is_main) as log:
             if state is None:
                 log.write({"schema": LOG_SCHEMA, "configuration": self.config.digest, "data": self.train_data.digest})
             if position.phase is Phase.FLOAT:
-                position = self._train_float(position, state, log)
+                if self.start.supernet is None:
+                    self._train_float(position, state, log)
+                with self.workers.together():
+                    position = self._begin(log)
                 after_float = None
             else:
                 fold_batch_norms(self.supernet)
@@ -186,14 +190,14 @@ class _Run:
                     config=self.config,
                     images=self.train_data,
                     calibration=self.calibration,
-                    weights_digest=self.weights_digest,
+                    start_digest=self.start.digest,
                     float_accuracy=position.float_accuracy,
                     evaluation=evaluation,
                 )
                 self.files.remove_state()
         return TrainingResult(
             checkpoint=None if evaluation is None else self.files.checkpoint,
-            float_weights=self.files.float_weights,
+            float_weights=self.files.float_weights if self.files.float_weights.exists() else None,
             log=self.files.log,
             float_accuracy=position.float_accuracy,
             images=len(self.test_data),
@@ -208,17 +212,8 @@ class _Run:
         self.files.remove_state()
         return None
 
-    @contextmanager
-    def _open_log(self, *, keep: int) -> Iterator[Log]:
-        """Open the log; one process writes it."""
-        if not self.workers.is_main:
-            yield NoLog(keep=keep)
-            return
-        with TrainingLog(self.files.log, keep=keep) as log:
-            yield log
-
-    def _train_float(self, position: Position, state: TrainingState | None, log: Log) -> Position:
-        """Train the float network, measure it and make it the start of the next phase."""
+    def _train_float(self, position: Position, state: TrainingState | None, log: Log) -> None:
+        """Train the float network."""
         settings = self.config.float_training
         self.supernet.deactivate()
 
@@ -227,11 +222,11 @@ class _Run:
             return float_gradients(self.supernet, self.execution.train, batch, label_smoothing=smoothing, step=step)
 
         self._run_phase(position, settings, gradients, state, log)
-        with self.workers.together():
-            return self._end_float(log)
 
-    def _end_float(self, log: Log) -> Position:
-        """Measure the float network, write it, and give every form its first scale."""
+    def _begin(self, log: Log) -> Position:
+        """Measure the float network, write it, and give every form its first scale; or take up a supernet."""
+        if self.start.supernet is not None:
+            self.start.adopt(self.supernet)
         self.supernet.deactivate()
         correct = calibrated_correct(
             self.supernet,
@@ -244,6 +239,15 @@ class _Run:
         log.write({"phase": "float_evaluation", "correct": correct, "images": len(self.test_data)})
         self.progress.note(f"float accuracy {accuracy:.2%}")
         self._tell_final(Phase.FLOAT, self.config.float_training, Evaluation(correct, len(self.test_data), ()))
+        if self.start.supernet is None:
+            self._initialize()
+        position = Position(Phase.SUPERNET, 0, log.lines, self.start.float_accuracy(accuracy))
+        settings = self.config.supernet_training
+        self._save(position, make_optimizer(self.supernet, settings), make_average(self.supernet, settings), log)
+        return position
+
+    def _initialize(self) -> None:
+        """Write the float network and give every form its first scale."""
         if self.workers.is_main:
             save_float_weights(self.model, self.supernet, self.files.float_weights)
         fold_batch_norms(self.supernet)
@@ -251,10 +255,6 @@ class _Run:
             # Spread, not the first ones: stored images are often sorted by class.
             rows = spread_indices(len(self.calibration), self.config.calibration.initialization_images)
             self.supernet.initialize(self.calibration[torch.from_numpy(rows)])
-        position = Position(Phase.SUPERNET, 0, log.lines, accuracy)
-        settings = self.config.supernet_training
-        self._save(position, make_optimizer(self.supernet, settings), make_average(self.supernet, settings), log)
-        return position
 
     def _train_supernet(self, position: Position, state: TrainingState | None, log: Log) -> Position:
         """Train all forms together."""
@@ -265,9 +265,8 @@ class _Run:
             distillation,
             self.config.weight_distribution,
             settings.label_smoothing,
-            self._float_teacher() if distillation.guidance is Guidance.FLOAT else None,
+            self._teacher() if distillation.guidance is Guidance.FLOAT else None,
         )
-
         network, only = self.supernet.network, self._static_form()
 
         def draw() -> Mapping[str, SubnetConfig]:
@@ -315,7 +314,7 @@ class _Run:
 
     def _batches(self, phase: Phase, settings: OptimizationSettings) -> TrainingBatches:
         """This process's share of the batches of a phase."""
-        return TrainingBatches(
+        batches = TrainingBatches(
             self.train_data,
             self.preprocessing,
             self.augmentation,
@@ -325,17 +324,13 @@ class _Run:
             world_size=self.workers.world_size,
             device=self.device,
         )
+        require_cycles(settings, steps=settings.epochs * batches.steps_per_epoch, where=f"{phase}_training")
+        return batches
 
-    def _float_teacher(self) -> Forward:
-        """The float network that the supernet started from, as a function without gradients."""
-        with self.workers.together():
-            model = copy.deepcopy(self.model)
-            if self.workers.is_main:
-                load_float_weights(model, self.files.float_weights)
-            teacher = make_supernet(self.config, model, self.preprocessing, self.train_data).to(self.device)
-        self.workers.broadcast(teacher)
-        run = prepare(teacher, self.config.execution.model_copy(update={"compile": False}), self.progress).train
-        return torch.no_grad()(run)
+    def _teacher(self) -> Forward:
+        """The float network that the supernet started from."""
+        weights, data = self.files.float_weights, self.train_data
+        return make_teacher(self.config, self.model, weights, data, self.device, self.progress, self.workers)
 
     def _save(
         self,
@@ -363,7 +358,7 @@ class _Run:
         """What must be the same when a run is resumed."""
         return {
             **self.config.canonical(),
-            **({} if self.weights_digest is None else {"weights_digest": self.weights_digest}),
+            **({} if self.start.digest is None else {"weights_digest": self.start.digest}),
             "data_digests": {"train": self.train_data.digest, "test": self.test_data.digest},
             "torch": torch.__version__,
         }

@@ -99,5 +99,5 @@ def test_a_training_that_diverges(eqdeploy: Run, configuration: Path, tmp_path: 
     phase = {"epochs": 4, "batch_size": 16, "learning_rate": 1000.0, "optimizer": "sgd", "weight_decay": 1000.0}
     write(tmp_path / "small.yaml", float_training=phase)
     done = eqdeploy("train", "small.yaml", "--out", "run")
-    assert_refused(done, 50, "step", "lower the learning rate")
+    assert_refused(done, 50, "step", "lower learning rate")
     assert not (tmp_path / "run" / "supernet.safetensors").exists()

@@ -186,6 +186,13 @@ def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_of_sixteen_bit_colours_the_upper_half_is_read(tmp_path: Path) -> None:
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint16).reshape(4, 5, 3) * 1000 + 77
+    (tmp_path / "x.ppm").write_bytes(b"P6\n5 4\n65535\n" + pixels.astype(">u2").tobytes())
+    images = load(tmp_path).images
+    assert np.abs(images[0].transpose(1, 2, 0).astype(int) - pixels // 256).max() <= 1
+
+
 def test_network_with_other_channels_cannot_read_files(tmp_path: Path) -> None:
     write_image(tmp_path / "x.png")
     with pytest.raises(DataError, match="image files have 1 or 3 channels, the network reads 2"):
@@ -204,7 +211,9 @@ def test_empty_and_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", ["x" * 5000, "a\0b", ""])
-def test_references_that_are_no_paths(reference: str) -> None:
+def test_references_that_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str) -> None:
+    write_image(tmp_path / "a" / "x.png")  # nothing is not the working directory
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError):
         load_images(reference, split="test", preprocessing=SMALL)
 

@@ -77,7 +77,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.dictionaries(st.text(alphabet="abcxyz"), PLAIN), st.integers(0, 4))
 def test_plain_data_are_read_as_pickle_reads_them(
     read: Callable[[bytes], dict[str, Any]], data: dict[str, Any], protocol: int
@@ -164,7 +164,7 @@ def test_everything_else_is_refused(read: Callable[[bytes], dict[str, Any]], con
 VALID = as_python_2_wrote(np.zeros((2, 4), np.uint8), [1, 2])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=300)
 @given(st.data())
 def test_damage_is_an_error_or_harmless(read: Callable[[bytes], dict[str, Any]], data: st.DataObject) -> None:
     content = bytearray(VALID)
@@ -177,7 +177,7 @@ def test_damage_is_an_error_or_harmless(read: Callable[[bytes], dict[str, Any]],
     assert all(isinstance(key, str) for key in found)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=300)
 @example(b"(((((((((")
 @given(st.binary(max_size=60))
 def test_noise_is_an_error_or_harmless(read: Callable[[bytes], dict[str, Any]], noise: bytes) -> None:

@@ -76,6 +76,17 @@ def test_sections_become_the_objects_that_they_describe(load: Callable[[str], Tr
         ({"supernet_training": {"learning_rate": "1e-3"}}, "supernet_training.learning_rate", "write 1.0e-3"),
         ({"supernet_training": {"learning_rate": float("nan")}}, "supernet_training.learning_rate", "finite"),
         ({"supernet_training": {"learning_rate": 0}}, "supernet_training.learning_rate", "greater than 0"),
+        ({"supernet_training": {"warm_up_steps": 10**400}}, "supernet_training.warm_up_steps", "1000000000000"),
+        (
+            {"supernet_training": {"weight_decay": 1e300}},
+            "supernet_training.weight_decay",
+            "less than or equal to 1000000000000",
+        ),
+        (
+            {"supernet_training": {"gradient_clip": 1e60}},
+            "supernet_training.gradient_clip",
+            "less than or equal to 1000000000000",
+        ),
         ({"supernet_training": {"betas": [0.9]}}, "supernet_training.betas.1", "missing"),
         ({"supernet_training": {"batch_size": 1}}, "supernet_training.batch_size", "greater than or equal to 2"),
         ({"distillation": {"weight": 1.1}}, "distillation.weight", "less than or equal to 1"),
@@ -94,6 +105,12 @@ def test_a_mistake_is_reported_with_file_line_and_key(
     assert int(line) >= 1
     assert key.strip() == where
     assert message in str(caught.value)
+
+
+def test_a_shift_out_of_sight_is_refused(load: Callable[[str], TrainingConfig]) -> None:
+    assert load(text(augmentation={"shift": 7})).augmentation.shift == 7
+    with pytest.raises(ProfileError, match=r"augmentation\.shift: 8 pixels"):
+        load(text(augmentation={"shift": 8}))
 
 
 def test_the_line_is_that_of_the_key(load: Callable[[str], TrainingConfig]) -> None:
@@ -122,6 +139,28 @@ def test_a_missing_key_is_named(load: Callable[[str], TrainingConfig]) -> None:
 def test_what_is_no_mapping_of_keys_is_refused(load: Callable[[str], TrainingConfig], document: str) -> None:
     with pytest.raises(ProfileError, match=r"train\.yaml"):
         load(document)
+
+
+@pytest.mark.parametrize("level", ["[{}]", "{{a: {0}}}", "{{<<: [{}]}}"])
+def test_aliases_to_aliases_are_refused_before_they_fill_the_memory(
+    load: Callable[[str], TrainingConfig], level: str
+) -> None:
+    lines = ["l0: &l0 {a: 1, b: 2}"]
+    for depth in range(1, 40):
+        many = (
+            level.format(", ".join([f"*l{depth - 1}"] * 9))
+            if "[" in level
+            else f"{{a: *l{depth - 1}, b: *l{depth - 1}}}"
+        )
+        lines.append(f"l{depth}: &l{depth} {many}")
+    with pytest.raises(ProfileError, match=r"train\.yaml:\d+: more than .* values with all aliases written out"):
+        load(text() + "\n".join(lines))
+
+
+def test_an_alias_that_is_used_a_few_times_is_no_fault(load: Callable[[str], TrainingConfig]) -> None:
+    document = text().replace("supernet_training:\n", "supernet_training: &training\n")
+    document = document[: document.index("float_training")] + document[document.index("supernet_training") :]
+    assert load(document + "float_training: *training\n").float_training.epochs == 2
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def test_a_file_without_counters_and_in_half_precision_fits(tmp_path: Path) -> N
         ({"bn1.running_var": None}, "bn1.running_var is missing"),
         ({"extra": torch.zeros(1)}, "extra is unexpected"),
         ({"fc.weight": torch.zeros(10, 24)}, "fc.weight is (10, 24) instead of (4, 24)"),
+        ({"fc.bias": torch.zeros(4, dtype=torch.int32)}, "fc.bias is torch.int32 instead of torch.float32"),
+        ({"fc.bias": torch.zeros(4, dtype=torch.bool)}, "fc.bias is torch.bool instead of torch.float32"),
         ({"fc.bias": torch.tensor([0.0, float("nan"), 0.0, 0.0])}, "fc.bias is not finite"),
         ({"fc.bias": torch.tensor([0.0, 1e300, 0.0, 0.0], dtype=torch.float64)}, "fc.bias is not finite"),
         (

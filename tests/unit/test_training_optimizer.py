@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eqdeploy.errors import TrainingError
+from eqdeploy.errors import TrainingError, UsageError
 from eqdeploy.training.optimizer import (
     clip_gradients,
     first_not_finite,
@@ -17,7 +17,7 @@ from eqdeploy.training.optimizer import (
     require_finite_parameters,
     set_learning_rate,
 )
-from eqdeploy.training.schedule import cosine_learning_rate
+from eqdeploy.training.schedule import cosine_learning_rate, require_cycles
 from eqdeploy.training.settings import OptimizationSettings, SupernetSettings
 from tests.unit.training_support import small_supernet
 
@@ -119,3 +119,13 @@ def test_every_cycle_has_the_rates_of_a_run_of_its_length(cycle: int, restarts: 
 def test_the_cosine_is_half_way_down_in_the_middle() -> None:
     assert cosine_learning_rate(60, steps=100, warm_up_steps=20, peak=2.0) == pytest.approx(1.0)
     assert cosine_learning_rate(99, steps=100, warm_up_steps=0, peak=1.0) == pytest.approx(0.0, abs=3e-4)
+
+
+def test_restarts_need_a_step_each() -> None:
+    settings = OptimizationSettings(epochs=1, batch_size=2, warm_up_steps=4, restarts=5)
+    require_cycles(settings, steps=10, where="float_training")
+    require_cycles(settings, steps=0, where="float_training")
+    with pytest.raises(
+        UsageError, match=r"float_training\.restarts: 5 restarts do not fit into the 5 steps .*at most 4"
+    ):
+        require_cycles(settings, steps=9, where="float_training")

@@ -212,10 +212,10 @@ def test_resuming_with_other_options_is_refused_by_key(data: Path, tmp_path: Pat
     config = configuration(data)
     interrupt(config, tmp_path / "run", after=3, within=Phase.FLOAT)
     for changes, message in (
-        ({"supernet_training": {"optimizer": "sgd"}}, r"supernet_training\.optimizer was None and is now 'sgd'"),
-        ({"float_training": {"average_decay": 0.9}}, r"float_training\.average_decay was None and is now 0\.9"),
-        ({"execution": {"precision": "bfloat16"}}, r"execution was None and is now \{'precision': 'bfloat16'"),
-        ({"sampling": "per_network"}, r"sampling was None and is now 'per_network'"),
+        ({"supernet_training": {"optimizer": "sgd"}}, r"supernet_training\.optimizer was not set and is now 'sgd'"),
+        ({"float_training": {"average_decay": 0.9}}, r"float_training\.average_decay was not set and is now 0\.9"),
+        ({"execution": {"precision": "bfloat16"}}, r"execution was not set and is now \{'precision': 'bfloat16'"),
+        ({"sampling": "per_network"}, r"sampling was not set and is now 'per_network'"),
     ):
         with pytest.raises(TrainingError, match=message):
             train(configuration(data, **changes), tmp_path / "run", resume=True, model=small_model())

@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eqdeploy.errors import CheckpointError, DataError, OutputError, ProfileError, TrainingError, UsageError
+from eqdeploy.errors import (
+    CheckpointError,
+    DataError,
+    OutputError,
+    ProfileError,
+    TrainingError,
+    UnsupportedOperationError,
+    UsageError,
+)
 from eqdeploy.supernet.checkpoint import load_checkpoint
 from eqdeploy.training.run_files import RunFiles
 from eqdeploy.training.state import Phase
@@ -242,8 +250,9 @@ def test_what_exists_is_not_overwritten_by_accident(data: Path, tmp_path: Path) 
 def test_a_folder_that_cannot_be_written_is_found_before_training(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     listener = Listener()
-    with pytest.raises(OutputError):
-        train(configuration(data), tmp_path / "file", model=small_model(), progress=listener)
+    for output in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(OutputError, match=r"file: a file is where the output folder should be"):
+            train(configuration(data), output, model=small_model(), progress=listener, overwrite=True)
     assert not listener.stages
 
 
@@ -251,6 +260,54 @@ def test_a_network_for_other_classes_is_refused(data: Path, tmp_path: Path) -> N
     config = configuration(data, model={"architecture": "mlp", "arguments": {"classes": 7}})
     with pytest.raises(ProfileError, match=r"returns \(7,\) for an image, the data have 4 classes"):
         train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Outputs(nn.Module):
+    """Returns its scores in some container."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.network, self.kind = small_model(), kind
+
+    def forward(self, x: Tensor) -> object:
+        scores = self.network(x)
+        return {"tuple": (scores, scores), "list": [scores], "dict": {"scores": scores}}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["tuple", "list", "dict"])
+def test_a_network_that_returns_no_single_tensor_is_refused(data: Path, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(
+        UnsupportedOperationError, match=rf"model: Outputs: the network returns a \w*{kind}\w*, not one"
+    ):
+        train(configuration(data), tmp_path / "run", model=Outputs(kind))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_frozen_network_is_refused_where_it_is_to_be_trained(data: Path, tmp_path: Path) -> None:
+    model = small_model().requires_grad_(False)
+    with pytest.raises(UsageError, match=r"every parameter is frozen .*float_training\.epochs"):
+        train(configuration(data), tmp_path / "run", model=model)
+    assert not (tmp_path / "run").exists()
+    config = configuration(data, float_training={"epochs": 0}, supernet_training={"epochs": 1})
+    result = train(config, tmp_path / "run", model=model)
+    assert result.float_weights is not None
+    before, after = small_model().state_dict(), load_file(result.float_weights)
+    assert torch.equal(before["conv1.weight"], after["conv1.weight"])
+
+
+def test_a_network_that_is_damaged_from_the_start_is_refused(data: Path, tmp_path: Path) -> None:
+    model = small_model()
+    model.get_parameter("conv3.bias").data[1] = float("nan")
+    with pytest.raises(UsageError, match=r"conv3\.bias is not finite before training"):
+        train(configuration(data), tmp_path / "run", model=model)
+    assert not (tmp_path / "run").exists()
+
+
+def test_restarts_that_leave_no_cycle_are_refused(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, supernet_training={"restarts": 12})
+    with pytest.raises(UsageError, match=r"supernet_training\.restarts: 12 restarts"):
+        train(config, tmp_path / "run", model=small_model())
     assert not (tmp_path / "run").exists()
 
 

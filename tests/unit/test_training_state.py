@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,7 +139,7 @@ def test_tied_weights_are_saved(path: Path) -> None:
     [
         ({"seed": 4}, "seed was 3 and is now 4"),
         ({"supernet_training": {"learning_rate": 0.002}}, "supernet_training.learning_rate was 0.001 and is now 0.002"),
-        ({"threads": 2}, "threads was None and is now 2"),
+        ({"threads": 2}, "threads was not set and is now 2"),
     ],
 )
 def test_another_configuration_is_refused_by_key(path: Path, change: dict[str, Any], key: str) -> None:
@@ -227,6 +228,28 @@ def test_a_damaged_generator_state_is_refused(path: Path) -> None:
     save_file(tensors, path, {"eqdeploy.training_state": _metadata(path)})
     with pytest.raises(CheckpointError, match=r"generator\.data"):
         Companions(steps=0).restore(path)
+
+
+@pytest.mark.parametrize("name", ["model.0.weight", "optimizer.exp_avg.0.weight", "average.1.bias", "generator.data"])
+def test_a_single_flipped_bit_is_found(path: Path, name: str) -> None:
+    Companions(steps=1).save(path)
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    offset = start + json.loads(content[8:start])[name]["data_offsets"][0]
+    path.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
+    with pytest.raises(CheckpointError, match=rf"does not fit: {re.escape(name)} is damaged$"):
+        Companions(steps=0).restore(path)
+
+
+def test_a_state_without_checksums_is_taken(path: Path) -> None:
+    run = Companions(steps=2)
+    run.save(path)
+    document = json.loads(_metadata(path))
+    assert len(document.pop("checksums")) == len(load_file(path))
+    save_file(load_file(path), path, {"eqdeploy.training_state": json.dumps(document)})
+    restored = Companions(steps=0)
+    assert restored.restore(path) == POSITION
+    assert torch.equal(restored.model.get_parameter("0.weight"), run.model.get_parameter("0.weight"))
 
 
 def test_a_full_disk_leaves_the_previous_state_whole(path: Path) -> None:
