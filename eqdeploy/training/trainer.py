@@ -273,16 +273,17 @@ class _Run:
             settings.label_smoothing,
             self._teacher() if distillation.guidance is Guidance.FLOAT else None,
         )
-        network, only = self.supernet.network, self._static_form()
-        def draw() -> Mapping[str, SubnetConfig]:
-            if only is not None:
-                return {"static": only.subnet(network)}
-            return sample_sandwich(network, self.generators["subnets"], self.config.sampling)._asdict()
 
         def gradients(batch: Batch, step: int) -> BatchMeasurements:
-            return sandwich.gradients(batch, draw(), step=step)
+            return sandwich.gradients(batch, self._draw(), step=step)
 
         return self._run_phase(position, settings, gradients, state, log)
+
+    def _draw(self) -> Mapping[str, SubnetConfig]:
+        network, only = self.supernet.network, self._static_form()
+        if only is not None:
+            return {"static": only.subnet(network)}
+        return sample_sandwich(network, self.generators["subnets"], self.config.sampling)._asdict()
 
     def _run_phase(
         self,
