@@ -159,8 +159,9 @@ class _Run:
 
     def train(self, *, resume: bool, float_only: bool) -> TrainingResult:
         """Run both phases from the start or from the saved state, evaluate, write the result."""
-        if float_only and self.start.supernet is not None:
-            raise UsageError("a run that goes on with a supernet has no float phase", where="--float-only")
+        with self.workers.together():
+            if float_only and self.start.supernet is not None:
+                raise UsageError("a run that goes on with a supernet has no float phase", where="--float-only")
         state = self.workers.from_main(lambda: self._saved_state(resume=resume))
         position = state.position if state else Position(Phase.FLOAT, 0, 0)
         evaluation: Evaluation | None = None
@@ -197,13 +198,18 @@ class _Run:
                 self.files.remove_state()
         return TrainingResult(
             checkpoint=None if evaluation is None else self.files.checkpoint,
-            float_weights=self.files.float_weights if self.files.float_weights.exists() else None,
+            float_weights=self._float_weights(),
             log=self.files.log,
             float_accuracy=position.float_accuracy,
             images=len(self.test_data),
             evaluation=evaluation,
             resumed_at=state.position if state else None,
         )
+
+    def _float_weights(self) -> Path | None:
+        """File of this run's float network; one of an earlier run in the same folder is none of this one."""
+        path = self.files.float_weights
+        return path if self.start.supernet is None and path.exists() else None
 
     def _saved_state(self, *, resume: bool) -> TrainingState | None:
         """Read the state of an earlier run, or remove what must never be taken for a state of this one."""
@@ -242,8 +248,8 @@ class _Run:
         if self.start.supernet is None:
             self._initialize()
         position = Position(Phase.SUPERNET, 0, log.lines, self.start.float_accuracy(accuracy))
-        settings = self.config.supernet_training
-        self._save(position, make_optimizer(self.supernet, settings), make_average(self.supernet, settings), log)
+        supernet, settings = self.supernet, self.config.supernet_training
+        self._save(position, make_optimizer(supernet, settings), make_average(supernet, settings), log)
         return position
 
     def _initialize(self) -> None:
@@ -267,17 +273,17 @@ class _Run:
             settings.label_smoothing,
             self._teacher() if distillation.guidance is Guidance.FLOAT else None,
         )
-        network, only = self.supernet.network, self._static_form()
-
-        def draw() -> Mapping[str, SubnetConfig]:
-            if only is not None:
-                return {"static": only.subnet(network)}
-            return sample_sandwich(network, self.generators["subnets"], self.config.sampling)._asdict()
 
         def gradients(batch: Batch, step: int) -> BatchMeasurements:
-            return sandwich.gradients(batch, draw(), step=step)
+            return sandwich.gradients(batch, self._draw(), step=step)
 
         return self._run_phase(position, settings, gradients, state, log)
+
+    def _draw(self) -> Mapping[str, SubnetConfig]:
+        network, only = self.supernet.network, self._static_form()
+        if only is not None:
+            return {"static": only.subnet(network)}
+        return sample_sandwich(network, self.generators["subnets"], self.config.sampling)._asdict()
 
     def _run_phase(
         self,

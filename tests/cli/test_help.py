@@ -29,8 +29,8 @@ COMMANDS: dict[tuple[str, ...], set[str]] = {
     ("validate",): SUPERNET | GATES | {"--data", "--seed"},
     ("eval",): SUPERNET | GATES | {"--data", "--profile", "--subnet", "--seed"},
     ("train",): {
-        *("-o", "--out", "--model", "--data", "--seed", "--weights", "--float-only", "--tensorboard", "--resume"),
-        "--force",
+        *("-o", "--out", "--model", "--data", "--seed", "--weights", "--supernet", "--float-only", "--tensorboard"),
+        *("--resume", "--force"),
     },
     ("sample",): SUPERNET
     | {"--count", "-o", "--output", "--data", "--images", "--calibration-images", "--forms", "--seed"},

@@ -52,6 +52,16 @@ def test_a_further_epoch_trains_and_remembers_where_it_came_from(data: Path, tmp
     assert not (tmp_path / "second" / "float.safetensors").exists()
 
 
+def test_the_float_network_of_a_run_that_is_replaced_is_not_named(data: Path, tmp_path: Path) -> None:
+    first = train(configuration(data), tmp_path / "run", model=small_model())
+    assert first.checkpoint is not None
+    supernet = tmp_path / "supernet.safetensors"
+    supernet.write_bytes(first.checkpoint.read_bytes())
+    second = train(going_on(data, supernet), tmp_path / "run", model=small_model(), overwrite=True)
+    assert (tmp_path / "run" / "float.safetensors").exists()
+    assert second.float_weights is None
+
+
 def test_an_interrupted_run_ends_like_one_that_never_was(data: Path, tmp_path: Path) -> None:
     first = train(configuration(data), tmp_path / "first", model=small_model())
     assert first.checkpoint is not None
