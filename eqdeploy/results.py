@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from eqdeploy.errors import EqDeployError
 from eqdeploy.plan import DevicePlan
 from eqdeploy.report import ArtifactReport, PlanSummary
 from eqdeploy.search.agreement import Agreement, Interval
+from eqdeploy.search.outcome import SearchResult
 from eqdeploy.validation.accuracy import Accuracy
 
 
@@ -20,14 +22,17 @@ class ExportResult:
     Attributes:
         directory: Its folder.
         report: Its report, the verdict included.
+        search: The search that chose its subnet, None without one.
     """
 
     directory: Path
     report: ArtifactReport
+    search: SearchResult | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"directory": self.directory.as_posix(), "report": self.report.to_json()}
+        """Plain data; without a search there is no such key."""
+        document = {"directory": self.directory.as_posix(), "report": self.report.to_json()}
+        return document if self.search is None else {**document, "search": self.search.to_json()}
 
 
 @dataclass(frozen=True)
@@ -215,6 +220,49 @@ class FitResult:
             "training": self.training,
             "held_out": self.held_out,
             "rows": [row.to_json() for row in self.rows],
+        }
+
+
+@dataclass(frozen=True)
+class LatencyResult:
+    """Times of all layers that were measured.
+
+    Attributes:
+        table: The file.
+        profile: Name of the profile.
+        supernet: Name of the supernet.
+        rows: Number of rows: one for each layer, width of its weight and width of its input.
+        milliseconds: Median time of one image by layer, the same for all widths.
+        runs: Measurements of each layer.
+        threads: Threads inside an operator.
+        machine: Kind of processor.
+        runtime: Name and version of the runtime.
+    """
+
+    table: Path
+    profile: str
+    supernet: str
+    rows: int
+    milliseconds: Mapping[str, float]
+    runs: int
+    threads: int
+    machine: str
+    runtime: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "table": self.table.as_posix(),
+            "profile": self.profile,
+            "supernet": self.supernet,
+            "rows": self.rows,
+            "milliseconds": dict(self.milliseconds),
+            "total_milliseconds": sum(self.milliseconds.values()),
+            "container_bits": 8,
+            "runs": self.runs,
+            "threads": self.threads,
+            "machine": self.machine,
+            "runtime": self.runtime,
         }
 
 

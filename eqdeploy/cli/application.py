@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from eqdeploy import __version__
-from eqdeploy.cli import evaluate, export, fit, inspect, options, profiles, resolve, sample, train, validate
+from eqdeploy.cli import (
+    evaluate,
+    export,
+    fit,
+    inspect,
+    latency,
+    options,
+    profiles,
+    resolve,
+    sample,
+    search,
+    train,
+    validate,
+)
 from eqdeploy.errors import UsageError
 
 application = typer.Typer(
@@ -50,5 +63,7 @@ application.command("eval")(evaluate.evaluate)
 application.command("train")(train.train)
 application.command("sample")(sample.sample)
 application.command("fit")(fit.fit)
+application.command("search")(search.search)
+application.command("latency")(latency.latency)
 application.command("inspect")(inspect.inspect)
 application.add_typer(profiles.commands, name="profiles")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import yaml
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from eqdeploy.cli.search_view import view_search
 from eqdeploy.inspection import Inspection
 from eqdeploy.report import PlanSummary
 from eqdeploy.report.tables import make_table, show
@@ -17,6 +19,7 @@ from eqdeploy.results import (
     EvaluationResult,
     ExportResult,
     FitResult,
+    LatencyResult,
     ResolvedPlan,
     SamplingResult,
     TrainingResult,
@@ -32,6 +35,8 @@ def view_exports(results: Sequence[ExportResult], *, verbose: bool) -> Renderabl
     """Lay out the reports of artifacts, each with its folder."""
     parts: list[RenderableType] = []
     for result in results:
+        if result.search is not None:
+            parts.append(view_search(replace(result.search, directory=None), verbose=verbose))
         parts += [view_report(result.report, verbose=verbose), Text(f"written to {printable(str(result.directory))}")]
     return Group(*parts)
 
@@ -106,6 +111,22 @@ def view_fit(result: FitResult) -> RenderableType:
     tail = f"fitted to all {result.training + result.held_out}: {result.predictor}, picture {result.picture}"
     columns = ("", "Kendall tau", "Pearson", scale, "Spearman")
     return Group(Text(printable(head)), make_table(columns, rows), Text(printable(tail)))
+
+
+def view_latency(result: LatencyResult) -> RenderableType:
+    """Lay out the times of layers."""
+    head = (
+        f"{result.supernet} for {result.profile}, median of {result.runs} runs of one image with "
+        f"{result.runtime} on {result.machine}, threads: {result.threads}"
+    )
+    rows = [(layer, f"{time:.4f}") for layer, time in result.milliseconds.items()]
+    rows.append(("all layers", f"{sum(result.milliseconds.values()):.4f}"))
+    tail = (
+        "ONNX Runtime computes widths under 8 bits in 8-bit containers: they cost what 8 bits cost, so that a limit of "
+        "the latency cannot be kept by narrower widths. Times of other devices are for you to fill in."
+    )
+    table = f"{result.rows} rows, the same time for all widths of a layer: {result.table}"
+    return Group(Text(printable(head)), make_table(("layer", "milliseconds"), rows), Text(printable(table)), Text(tail))
 
 
 def view_inspection(inspection: Inspection, *, verbose: bool) -> RenderableType:

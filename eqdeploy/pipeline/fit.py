@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,6 +160,23 @@ def _rows(
     return tuple(rows)
 
 
+def measurements_digest(measured: _Measured) -> str:
+    """SHA-256 of everything that was measured, in any order."""
+    lines = sorted(f"{subnet.digest} {measurement.halves}" for subnet, measurement in measured)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def predictor_subnets(encoding: SubnetEncoding, subnets: Sequence[SubnetConfig]) -> int:
+    """Fewest measured subnets from which :func:`fit` makes a predictor, those it is judged on included.
+
+    Args:
+        encoding: Encodes them.
+        subnets: The first ones of the list that is measured.
+    """
+    needed = required_subnets(encoding.columns, encoding.encode(subnets)) if subnets else 40
+    return math.ceil(needed * _HELD_OUT_SHARE / (_HELD_OUT_SHARE - 1))
+
+
 def _provenance(header: StoreHeader, measured: _Measured, row: FitRow, seed: int) -> dict[str, Scalar]:
     """What the predictor's file says about where it comes from."""
     return {
@@ -167,6 +185,7 @@ def _provenance(header: StoreHeader, measured: _Measured, row: FitRow, seed: int
         "data": header.data.name,
         "data_digest": header.data.digest,
         "subnets": len(measured),
+        "measurements_digest": measurements_digest(measured),
         "images": header.images,
         "calibration_images": header.calibration_images,
         "seed": seed,

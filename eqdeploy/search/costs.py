@@ -83,6 +83,14 @@ class CostModel:
         """What can be computed."""
         return tuple(self.tables)
 
+    @property
+    def widths(self) -> Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """For each layer the widths that its weight, and those that its input can have on the device."""
+        return {
+            layer.name: (self._weights[layer.name].bits, self._tensors[layer.input_tensor].bits)
+            for layer in self.space.network.layers
+        }
+
     def costs(self, choices: NDArray[np.int64]) -> dict[Metric, NDArray[np.float64]]:
         """All costs.
 
@@ -172,16 +180,16 @@ class CostModel:
 
     def _check_complete(self, latency: LatencyTable) -> None:
         """Refuse a table of times that belongs to another network or lacks widths that can be chosen."""
-        layers = self.space.network.layer
-        unknown = sorted({name for name, _, _ in latency.milliseconds} - set(layers))
+        widths = self.widths
+        unknown = sorted({name for name, _, _ in latency.milliseconds} - set(widths))
         if unknown:
             raise UsageError(f"the network has no layer {unknown[0]!r}", where=latency.where)
         missing = [
-            f"{layer.name} W{w}A{a}"
-            for layer in layers.values()
-            for w in self._weights[layer.name].bits
-            for a in self._tensors[layer.input_tensor].bits
-            if (layer.name, w, a) not in latency.milliseconds
+            f"{layer} W{w}A{a}"
+            for layer, (weight_bits, activation_bits) in widths.items()
+            for w in weight_bits
+            for a in activation_bits
+            if (layer, w, a) not in latency.milliseconds
         ]
         if missing:
             more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""

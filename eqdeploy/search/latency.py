@@ -60,6 +60,14 @@ class LatencyTable:
             raise UsageError("no measurements", where=where)
         return LatencyTable(milliseconds, where)
 
+    def to_csv(self) -> str:
+        """The text that :meth:`read` reads, with times to the nanosecond."""
+        lines = [",".join(COLUMNS)]
+        for (layer, weight_bits, activation_bits), time in self.milliseconds.items():
+            name = layer if not set(layer) & set(',"\r\n') else '"' + layer.replace('"', '""') + '"'
+            lines.append(f"{name},{weight_bits},{activation_bits},{time:.6f}")
+        return "\n".join(lines) + "\n"
+
 
 def _parse(row: list[str], where: str) -> tuple[tuple[str, int, int], float]:
     """Read one line."""

@@ -7,6 +7,7 @@ written as indices into the header's table of forms: 200 bytes a line, and reada
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -185,15 +186,7 @@ class MeasurementStore:
         Raises:
             UsageError: If not; names what differs, as it is in the store and as it was asked for.
         """
-        for name, noun in (("supernet", "supernet"), ("data", "data set")):
-            own, other = getattr(self.header, name), getattr(header, name)
-            if own.digest != other.digest:
-                raise UsageError(
-                    f"holds measurements of another {noun}: {own.name} ({own.digest}), not {other.name} "
-                    f"({other.digest})",
-                    where=str(self.folder),
-                    hint="name another folder",
-                )
+        self.require_sources(header.supernet, header.data)
         for name in ("calibration_images", "images", "seed"):
             own, other = getattr(self.header, name), getattr(header, name)
             if own != other:
@@ -206,6 +199,24 @@ class MeasurementStore:
             getattr(self.header, name) != getattr(header, name) for name in ("layers", "tensors", "forms", "columns")
         ):
             raise UsageError("holds measurements of another network", where=str(self.folder))
+
+    def require_sources(self, supernet: Source, data: Source) -> None:
+        """Make sure that the measurements are of a supernet on a data set.
+
+        Raises:
+            UsageError: If not; names both digests.
+        """
+        for noun, own, other in (
+            ("supernet", self.header.supernet, supernet),
+            ("data set", self.header.data, data),
+        ):
+            if own.digest != other.digest:
+                raise UsageError(
+                    f"holds measurements of another {noun}: {own.name} ({own.digest}), not {other.name} "
+                    f"({other.digest})",
+                    where=str(self.folder),
+                    hint="name another folder",
+                )
 
     def read(self) -> dict[SubnetConfig, SubnetMeasurement]:
         """All measurements, each subnet once, in an order that does not depend on who measured what.
@@ -224,24 +235,33 @@ class MeasurementStore:
         return {found[digest][0]: found[digest][1] for digest in sorted(found)}
 
     @contextmanager
-    def appending(self, process: int = 0) -> Iterator[Appender]:
+    def appending(self, process: int | None = 0) -> Iterator[Appender]:
         """Open the file of a process for new measurements, and drop a last line that was not written to its end.
+
+        Args:
+            process: Number of the process; None for the first number that no other run writes under.
 
         Raises:
             OutputError: If another run writes to it, or it cannot be written to.
         """
-        path = self.folder / f"measurements-{process}.jsonl"
-        try:
-            with path.open("a+b") as stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise OutputError("another run writes to it", where=str(path), hint="wait for its end") from error
-                stream.seek(0)
-                stream.truncate(stream.read().rfind(b"\n") + 1)
-                yield Appender(self, stream, path)
-        except OSError as error:
-            raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
+        for number in itertools.count() if process is None else (process,):
+            path = self.folder / f"measurements-{number}.jsonl"
+            try:
+                with path.open("a+b") as stream:
+                    try:
+                        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError as error:
+                        if process is None:
+                            continue
+                        raise OutputError(
+                            "another run writes to it", where=str(path), hint="wait for its end"
+                        ) from error
+                    stream.seek(0)
+                    stream.truncate(stream.read().rfind(b"\n") + 1)
+                    yield Appender(self, stream, path)
+                    return
+            except OSError as error:
+                raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
 
     def line(self, subnet: SubnetConfig, measurement: SubnetMeasurement) -> bytes:
         """One measurement as it is written.
@@ -288,10 +308,14 @@ class MeasurementStore:
 
 
 class Appender:
-    """Writes measurements to the end of a file; made by :meth:`MeasurementStore.appending`."""
+    """Writes measurements to the end of a file; made by :meth:`MeasurementStore.appending`.
+
+    Attributes:
+        store: The store that the file belongs to.
+    """
 
     def __init__(self, store: MeasurementStore, stream: BinaryIO, path: Path) -> None:
-        self._store = store
+        self.store = store
         self._stream = stream
         self._path = path
 
@@ -302,7 +326,7 @@ class Appender:
             UsageError: If the subnet is of another network.
             OutputError: If the disk is full.
         """
-        content = self._store.line(subnet, measurement)
+        content = self.store.line(subnet, measurement)
         try:
             self._stream.write(content)
             self._stream.flush()

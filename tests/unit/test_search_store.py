@@ -158,6 +158,18 @@ def test_two_runs_do_not_write_to_one_file(store: MeasurementStore) -> None:
         pass
 
 
+def test_a_run_that_may_write_anywhere_takes_a_file_that_nobody_writes_to(store: MeasurementStore) -> None:
+    (first, one), (second, other) = list(measured(2).items())
+    with store.appending(None) as appender, store.appending(None) as beside:
+        appender.append(first, one)
+        beside.append(second, other)
+    assert store.read() == {first: one, second: other}
+    assert sorted(path.name for path in store.folder.glob("*.jsonl")) == [
+        "measurements-0.jsonl",
+        "measurements-1.jsonl",
+    ]
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
     with pytest.raises(OutputError, match="holds no measurements"):
