@@ -22,12 +22,17 @@ _REFINE_STEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 _LEAST_SQUARES_ROUNDS = 3
 #: Values that one operation quantizes: enough for several threads, few enough for a core's cache.
 _VALUES_AT_A_TIME = 1 << 17
+#: Its multiples, modulo 1, are spread evenly and never repeat.
+_GOLDEN_RATIO = 0.6180339887498949
 #: Enough values to place a scale within a fraction of a percent; more only costs time.
 MAXIMUM_VALUES = 1 << 14
 
 
 def subsample(values: Tensor, limit: int = MAXIMUM_VALUES) -> Tensor:
-    """Keep at most about ``limit`` values per row, evenly spaced, and always each row's extremes.
+    """Keep at most about ``limit`` values per row, evenly spread, and always each row's extremes.
+
+    Where one is taken within its part of the row differs from part to part: with equal steps, rows that hold images
+    would always show the same pixels, often those of one edge.
 
     Args:
         values: Shape (rows, N).
@@ -39,8 +44,9 @@ def subsample(values: Tensor, limit: int = MAXIMUM_VALUES) -> Tensor:
     count = values.shape[1]
     if count <= limit:
         return values
-    step = -(-count // limit)
-    return torch.cat([values[:, ::step], values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)], dim=1)
+    part = torch.arange(limit, dtype=torch.float64, device=values.device)
+    index = ((part + (part * _GOLDEN_RATIO).frac()) * (count / limit)).long().clip(max=count - 1)
+    return torch.cat([values[:, index], values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)], dim=1)
 
 
 @torch.no_grad()
