@@ -30,6 +30,7 @@ from eqdeploy.network import ElasticSpace
 from eqdeploy.progress import SilentProgress
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.subnet import SubnetConfig
+from eqdeploy.supernet.inference import InferenceNetwork
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.batches import Batch
 from eqdeploy.training.evaluate import calibrated_correct
@@ -166,8 +167,13 @@ def measure_evaluation(threads: int, *, compiled: bool) -> dict[str, Any]:
         calibrated_correct(supernet, calibration, data, PREPROCESSING)
 
     def evaluate_subnet() -> None:
-        supernet.activate(subnet)
-        calibrated_correct(supernet, calibration, data, PREPROCESSING, forward=subject.execution.evaluate)
+        if compiled:
+            supernet.activate(subnet)
+            calibrated_correct(supernet, calibration, data, PREPROCESSING, forward=subject.execution.evaluate)
+            return
+        inference = InferenceNetwork(supernet)
+        inference.activate(subnet)
+        calibrated_correct(inference.module, calibration, data, PREPROCESSING, forward=inference.evaluate)
 
     evaluate_subnet()
     floating, quantized = alternate(evaluate_float, evaluate_subnet, repeats=3)

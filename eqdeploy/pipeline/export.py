@@ -15,7 +15,7 @@ from eqdeploy.manifest import Provenance, write_manifest
 from eqdeploy.pipeline.configuration import write_configuration
 from eqdeploy.pipeline.proof import FLOAT, MODEL_FILE, SIMULATED, Subject, measure, prove
 from eqdeploy.pipeline.sources import ImageSets, LoadedSupernet, load_image_sets, load_subnet, load_supernet
-from eqdeploy.pipeline.subnets import activate_calibrated, freeze_active
+from eqdeploy.pipeline.subnets import activate_calibrated, calibrated_classifier, freeze_active
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile import DeviceProfile, load_profile
 from eqdeploy.progress import Progress
@@ -24,7 +24,7 @@ from eqdeploy.report import ArtifactReport, CoverageSummary, PlanSummary, write_
 from eqdeploy.requests import ExportRequest
 from eqdeploy.resolve import resolve
 from eqdeploy.results import ExportResult
-from eqdeploy.validation.accuracy import Accuracy, torch_classifier
+from eqdeploy.validation.accuracy import Accuracy
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _measure_float(
     """Accuracy of the supernet's weights without quantization."""
     checkpoint = loaded.checkpoint
     activate_calibrated(checkpoint, None, images.calibration, request.seed, progress)
-    classifier = torch_classifier(checkpoint.supernet)
+    classifier = calibrated_classifier(checkpoint, None)
     return measure(FLOAT, classifier, images.held_out, checkpoint.preprocessing, progress)
 
 
@@ -120,7 +120,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
     progress.detail(f"{target.profile.name}: subnet {target.plan.subnet.digest[:12]}")
     activate_calibrated(checkpoint, target.plan.subnet, images.calibration, request.seed, progress)
     model = freeze_active(checkpoint, target.plan, source.graph, images.calibration, progress)
-    classifier = torch_classifier(checkpoint.supernet)
+    classifier = calibrated_classifier(checkpoint, target.plan.subnet)
     simulated = measure(SIMULATED, classifier, images.held_out, checkpoint.preprocessing, progress)
     provenance = _provenance(source, target)
     with write_artifact(target.directory, force=request.force) as folder:
