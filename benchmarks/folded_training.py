@@ -83,10 +83,11 @@ def main() -> None:
         "* The export quantizes weights a second time."
     )
     command = (
-        f"python benchmarks/folded_training.py --data {options.data} --configuration {options.configuration} "
+        f"python benchmarks/folded_training.py --data {options.data} --weights float.safetensors --work runs "
         f"--images {options.images} --epochs {options.epochs}"
     )
-    figures = {"options": {name: str(value) for name, value in vars(options).items()}, "rows": rows}
+    figures = {"configuration": options.configuration.name, "images": options.images, "epochs": options.epochs}
+    figures = {**figures, "rows": rows}
     write_results(options.name, command, figures, [summary, markdown_table(header, table)])
 
 

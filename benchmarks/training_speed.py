@@ -30,6 +30,7 @@ from eqdeploy.network import ElasticSpace
 from eqdeploy.progress import SilentProgress
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.subnet import SubnetConfig
+from eqdeploy.supernet.inference import InferenceNetwork
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.batches import Batch
 from eqdeploy.training.evaluate import calibrated_correct
@@ -63,6 +64,8 @@ class Subject:
         self.settings = ExecutionSettings(precision=precision, channels_last=True, compile=compiled)
         self.network: nn.Module = build("cifar-resnet20", {}).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.train()
+        # Compiled when it is first called.
+        self.compiled_network: nn.Module = torch.compile(self.network)  # type: ignore[assignment]
         images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
         self.batch = Batch(images, torch.randint(10, (BATCH,)))
         self.supernet = Supernet.from_float(build("cifar-resnet20", {}), images[:2], ElasticSpace())
@@ -75,10 +78,20 @@ class Subject:
             self.supernet, self.execution.train, DistillationSettings(), DistributionSettings()
         )
 
-    def float_pass(self) -> None:
-        """Forward and backward of the plain network, as torch runs it."""
+    def three_float_passes(self) -> None:
+        """As many forward and backward passes of the plain network as a sandwich step has, as torch runs them."""
+        for _ in range(3):
+            self.float_pass(self.network)
+
+    def three_compiled_float_passes(self) -> None:
+        """The same, compiled."""
+        for _ in range(3):
+            self.float_pass(self.compiled_network)
+
+    def float_pass(self, network: nn.Module) -> None:
+        """Forward and backward of the plain network."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision is Precision.BFLOAT16):
-            logits = self.network(self.batch.images)
+            logits = network(self.batch.images)
         nn.functional.cross_entropy(logits.float(), self.batch.labels).backward()  # type: ignore[no-untyped-call]
         self.network.zero_grad(set_to_none=True)
 
@@ -92,32 +105,32 @@ class Subject:
         self.supernet.canonicalize()
 
 
-def alternate(first: Callable[[], None], second: Callable[[], None], repeats: int = REPEATS) -> tuple[float, float]:
-    """Median seconds of two functions that take turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+def alternate(*functions: Callable[[], None], repeats: int = REPEATS) -> list[float]:
+    """Median seconds of functions that take turns."""
+    seconds: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats):
-        for function, measured in zip((first, second), seconds, strict=True):
+        for function, measured in zip(functions, seconds, strict=True):
             start = time.perf_counter()
             function()
             measured.append(time.perf_counter() - start)
-    return median(seconds[0]), median(seconds[1])
+    return [median(measured) for measured in seconds]
 
 
 def measure_step(threads: int, precision: Precision, *, compiled: bool) -> dict[str, Any]:
     """Three float passes and one sandwich step, seconds; what the first step costs more."""
     torch.set_num_threads(threads)
     subject = Subject(precision, compiled=compiled)
-
-    def three_float_passes() -> None:
-        for _ in range(3):
-            subject.float_pass()
-
-    three_float_passes()
+    subject.three_float_passes()
+    if compiled:
+        subject.three_compiled_float_passes()
     start = time.perf_counter()
     subject.sandwich_step()
     first = time.perf_counter() - start
     subject.sandwich_step()
-    floating, sandwich = alternate(three_float_passes, subject.sandwich_step)
+    functions = [subject.sandwich_step, subject.three_float_passes]
+    if compiled:
+        functions.append(subject.three_compiled_float_passes)
+    sandwich, floating, *compiled_floating = alternate(*functions)
     return {
         "threads": threads,
         "precision": str(precision),
@@ -125,6 +138,8 @@ def measure_step(threads: int, precision: Precision, *, compiled: bool) -> dict[
         "float_seconds": floating,
         "sandwich_seconds": sandwich,
         "ratio": sandwich / floating,
+        "compiled_float_seconds": compiled_floating[0] if compiled else None,
+        "compiled_ratio": sandwich / compiled_floating[0] if compiled else None,
         "compilation_seconds": first - sandwich if compiled else 0.0,
     }
 
@@ -152,8 +167,13 @@ def measure_evaluation(threads: int, *, compiled: bool) -> dict[str, Any]:
         calibrated_correct(supernet, calibration, data, PREPROCESSING)
 
     def evaluate_subnet() -> None:
-        supernet.activate(subnet)
-        calibrated_correct(supernet, calibration, data, PREPROCESSING, forward=subject.execution.evaluate)
+        if compiled:
+            supernet.activate(subnet)
+            calibrated_correct(supernet, calibration, data, PREPROCESSING, forward=subject.execution.evaluate)
+            return
+        inference = InferenceNetwork(supernet)
+        inference.activate(subnet)
+        calibrated_correct(inference.module, calibration, data, PREPROCESSING, forward=inference.evaluate)
 
     evaluate_subnet()
     floating, quantized = alternate(evaluate_float, evaluate_subnet, repeats=3)
@@ -176,7 +196,7 @@ def measure_memory(what: str, *, compiled: bool) -> dict[str, Any]:
     """Largest memory of this fresh process beyond what it holds between two steps, in MiB."""
     torch.set_num_threads(1)
     subject = Subject(Precision.FLOAT32, compiled=compiled)
-    step = subject.float_pass if what == "float" else subject.sandwich_step
+    step = (lambda: subject.float_pass(subject.network)) if what == "float" else subject.sandwich_step
     step()  # what the compiler and the first step need is not what a step needs
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what torch has freed, but the process still holds
@@ -250,6 +270,21 @@ def main() -> None:
     _write(steps, loaded, evaluations, memory)
 
 
+def _step_table(steps: list[dict[str, Any]]) -> str:
+    """Table of measured steps."""
+    header = ["threads", "precision", "step", "step, s", "three float passes, s", "ratio"]
+    header += ["three compiled float passes, s", "ratio to these", "compilation, s"]
+    rows = []
+    for found in steps:
+        row = [found["threads"], found["precision"], "compiled" if found["compiled"] else "eager"]
+        row += [f"{found['sandwich_seconds']:.3f}", f"{found['float_seconds']:.3f}", f"{found['ratio']:.2f}"]
+        if found["compiled"]:
+            row += [f"{found['compiled_float_seconds']:.3f}", f"{found['compiled_ratio']:.2f}"]
+            row += [f"{found['compilation_seconds']:.0f}"]
+        rows.append(row + ["-"] * (len(header) - len(row)))
+    return markdown_table(header, rows)
+
+
 def _write(
     steps: list[dict[str, Any]],
     loaded: list[dict[str, Any]],
@@ -257,20 +292,12 @@ def _write(
     memory: dict[str, float],
 ) -> None:
     """Write all figures."""
-    header = ["threads", "precision", "", "three float passes, s", "sandwich step, s", "ratio", "compilation, s"]
-
-    def row(found: dict[str, Any]) -> list[object]:
-        mode = "compiled" if found["compiled"] else "eager"
-        seconds = (f"{found[key]:.3f}" for key in ("float_seconds", "sandwich_seconds"))
-        compilation = f"{found['compilation_seconds']:.0f}" if found["compiled"] else "-"
-        return [found["threads"], found["precision"], mode, *seconds, f"{found['ratio']:.2f}", compilation]
-
     tables = [
         "One sandwich step (three subnets, WDR, clipping, Adam) beside three forward and backward passes of the plain "
-        "float network, which runs eager; both channels_last.",
-        markdown_table(header, [row(found) for found in steps]),
+        "float network, eager and, beside a compiled step, compiled as well; all channels_last.",
+        _step_table(steps),
         "The same with two other processes that keep both cores busy.",
-        markdown_table(header, [row(found) for found in loaded]),
+        _step_table(loaded),
         f"Evaluating one subnet: BatchNorm calibrated on {CALIBRATION} images, {HELD_OUT} classified, float32; and the "
         "initialization of all forms from 256 images.",
         markdown_table(

@@ -9,13 +9,13 @@ from eqdeploy.errors import UsageError
 from eqdeploy.pipeline.configuration import read_configuration
 from eqdeploy.pipeline.proof import EXPORTED, FLOAT, MODEL_FILE, SIMULATED, measure, missed_gate
 from eqdeploy.pipeline.sources import check_classes, load_image_sets, load_subnet, load_supernet
-from eqdeploy.pipeline.subnets import activate_calibrated
+from eqdeploy.pipeline.subnets import activate_calibrated, calibrated_classifier
 from eqdeploy.profile import load_profile
 from eqdeploy.progress import Progress
 from eqdeploy.requests import EvaluateRequest
 from eqdeploy.resolve import resolve
 from eqdeploy.results import EvaluationResult
-from eqdeploy.validation.accuracy import Accuracy, onnx_classifier, torch_classifier
+from eqdeploy.validation.accuracy import Accuracy, onnx_classifier
 
 
 def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluationResult:
@@ -83,6 +83,7 @@ def _evaluate_supernet(request: EvaluateRequest, progress: Progress) -> Evaluati
         if name == SIMULATED and config is None:
             continue
         activate_calibrated(checkpoint, config, images.calibration, request.seed, progress)
-        row = measure(name, torch_classifier(checkpoint.supernet), held_out, checkpoint.preprocessing, progress)
+        classifier = calibrated_classifier(checkpoint, config)
+        row = measure(name, classifier, held_out, checkpoint.preprocessing, progress)
         rows += [] if row is None else [row]
     return EvaluationResult(data=held_out.source, rows=tuple(rows), failure=missed_gate(rows, request.gates))

@@ -17,7 +17,7 @@ from eqdeploy.pipeline.evidence import Evidence, EvidenceSource
 from eqdeploy.pipeline.proof import FLOAT, MODEL_FILE, SIMULATED, Subject, measure, prove
 from eqdeploy.pipeline.search import Finding, check_options, check_problem, find_subnet
 from eqdeploy.pipeline.sources import ImageSets, LoadedSupernet, load_image_sets, load_subnet, load_supernet
-from eqdeploy.pipeline.subnets import activate_calibrated, freeze_active
+from eqdeploy.pipeline.subnets import activate_calibrated, calibrated_classifier, freeze_active
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile import DeviceProfile, load_profile
 from eqdeploy.progress import Progress
@@ -27,7 +27,7 @@ from eqdeploy.requests import ExportRequest, SearchOptions
 from eqdeploy.resolve import resolve
 from eqdeploy.results import ExportResult
 from eqdeploy.search.problem import make_problem
-from eqdeploy.validation.accuracy import Accuracy, torch_classifier
+from eqdeploy.validation.accuracy import Accuracy
 
 #: Folder of a search's files in an artifact.
 SEARCH_FOLDER = "search"
@@ -144,7 +144,7 @@ def _measure_float(
     """Accuracy of the supernet's weights without quantization."""
     checkpoint = loaded.checkpoint
     activate_calibrated(checkpoint, None, images.calibration, request.seed, progress)
-    classifier = torch_classifier(checkpoint.supernet)
+    classifier = calibrated_classifier(checkpoint, None)
     return measure(FLOAT, classifier, images.held_out, checkpoint.preprocessing, progress)
 
 
@@ -155,7 +155,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
     progress.detail(f"{target.profile.name}: subnet {target.plan.subnet.digest[:12]}")
     activate_calibrated(checkpoint, target.plan.subnet, images.calibration, request.seed, progress)
     model = freeze_active(checkpoint, target.plan, source.graph, images.calibration, progress)
-    classifier = torch_classifier(checkpoint.supernet)
+    classifier = calibrated_classifier(checkpoint, target.plan.subnet)
     simulated = measure(SIMULATED, classifier, images.held_out, checkpoint.preprocessing, progress)
     provenance = _provenance(source, target)
     with write_artifact(target.directory, force=request.force) as folder:

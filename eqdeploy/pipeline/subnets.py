@@ -17,6 +17,8 @@ from eqdeploy.progress import Progress
 from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.checkpoint import Checkpoint
+from eqdeploy.supernet.inference import InferenceNetwork
+from eqdeploy.validation.accuracy import Classifier, torch_classifier
 
 
 def activate_calibrated(
@@ -40,6 +42,13 @@ def activate_calibrated(
     with progress.stage("calibrating BatchNorm", total=len(images)) as advance:
         batches = augmented_batches(images, checkpoint.preprocessing, checkpoint.augmentation, seed)
         calibrate_batch_norm(supernet, batches, advance)
+
+
+def calibrated_classifier(checkpoint: Checkpoint, subnet: SubnetConfig | None) -> Classifier:
+    """A subnet, or the float network for None, as a classifier, with the BatchNorm statistics as they are now."""
+    network = InferenceNetwork(checkpoint.supernet)
+    network.activate(subnet)
+    return torch_classifier(network.evaluate)
 
 
 def freeze_active(

@@ -10,11 +10,11 @@ from eqdeploy.pipeline.configuration import Configuration
 from eqdeploy.pipeline.proof import FLOAT, SIMULATED, Subject, measure, prove
 from eqdeploy.pipeline.records import Records, read_records
 from eqdeploy.pipeline.sources import ImageSets, load_image_sets, load_supernet, shipped_supernets
-from eqdeploy.pipeline.subnets import activate_calibrated
+from eqdeploy.pipeline.subnets import activate_calibrated, calibrated_classifier
 from eqdeploy.progress import Progress
 from eqdeploy.report import ArtifactReport
 from eqdeploy.requests import Gates, ValidateRequest
-from eqdeploy.validation.accuracy import Accuracy, torch_classifier
+from eqdeploy.validation.accuracy import Accuracy
 
 
 def validate_artifact(directory: Path, request: ValidateRequest, progress: Progress) -> ArtifactReport:
@@ -89,7 +89,7 @@ def _measure_others(
     rows: list[Accuracy | None] = []
     for name, subnet in ((FLOAT, None), (SIMULATED, records.subnet)):
         activate_calibrated(checkpoint, subnet, images.calibration, configuration.seed, progress)
-        classifier = torch_classifier(checkpoint.supernet)
+        classifier = calibrated_classifier(checkpoint, subnet)
         rows.append(measure(name, classifier, images.held_out, checkpoint.preprocessing, progress))
     return tuple(rows)
 

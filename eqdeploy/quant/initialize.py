@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,12 +20,19 @@ _FEW_BITS = 5
 #: Parts of a coarse step by which the best scale is then moved, either way.
 _REFINE_STEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 _LEAST_SQUARES_ROUNDS = 3
+#: Values that one operation quantizes: enough for several threads, few enough for a core's cache.
+_VALUES_AT_A_TIME = 1 << 17
+#: Its multiples, modulo 1, are spread evenly and never repeat.
+_GOLDEN_RATIO = 0.6180339887498949
 #: Enough values to place a scale within a fraction of a percent; more only costs time.
 MAXIMUM_VALUES = 1 << 14
 
 
 def subsample(values: Tensor, limit: int = MAXIMUM_VALUES) -> Tensor:
-    """Keep at most about ``limit`` values per row, evenly spaced, and always each row's extremes.
+    """Keep at most about ``limit`` values per row, evenly spread, and always each row's extremes.
+
+    Where one is taken within its part of the row differs from part to part: with equal steps, rows that hold images
+    would always show the same pixels, often those of one edge.
 
     Args:
         values: Shape (rows, N).
@@ -35,8 +44,9 @@ def subsample(values: Tensor, limit: int = MAXIMUM_VALUES) -> Tensor:
     count = values.shape[1]
     if count <= limit:
         return values
-    step = -(-count // limit)
-    return torch.cat([values[:, ::step], values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)], dim=1)
+    part = torch.arange(limit, dtype=torch.float64, device=values.device)
+    index = ((part + (part * _GOLDEN_RATIO).frac()) * (count / limit)).long().clip(max=count - 1)
+    return torch.cat([values[:, index], values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)], dim=1)
 
 
 @torch.no_grad()
@@ -117,21 +127,33 @@ class _Best:
 
     def offer(self, scale: Tensor, zero_point: Tensor) -> None:
         """Take a candidate, shape (rows,) each, where its mean squared error is smaller."""
-        scale = scale.clip(min=torch.finfo(torch.float32).tiny)
-        codes = quantize(self.values, scale[:, None], zero_point[:, None], self.form.q_min, self.form.q_max)
-        difference = dequantize(codes, scale[:, None], zero_point[:, None]).sub_(self.values)
-        error = difference.square_().mean(dim=1)
+        self._take(scale[None], zero_point)
+
+    def offer_multiples(self, scale: Tensor, factors: Sequence[float], zero_point: Tensor) -> None:
+        """Take the best of a scale's multiples where its mean squared error is smaller.
+
+        Many at a time: small operations would keep one core busy and leave the others waiting.
+        """
+        count = max(1, _VALUES_AT_A_TIME // self.values.numel())
+        for start in range(0, len(factors), count):
+            chunk = torch.tensor(factors[start : start + count], dtype=scale.dtype, device=scale.device)
+            self._take(scale * chunk[:, None], zero_point)
+
+    def _take(self, scales: Tensor, zero_point: Tensor) -> None:
+        """Take the best of some scales, shape (K, rows), all with one zero-point, where it is better."""
+        scales = scales.clip(min=torch.finfo(torch.float32).tiny)
+        codes = quantize(self.values, scales[:, :, None], zero_point[:, None], self.form.q_min, self.form.q_max)
+        difference = dequantize(codes, scales[:, :, None], zero_point[:, None]).sub_(self.values)
+        error, index = difference.square_().mean(dim=2).min(dim=0)
         better = error < self.error
-        self.scale = torch.where(better, scale, self.scale)
+        self.scale = torch.where(better, scales.gather(0, index[None])[0], self.scale)
         self.zero_point = torch.where(better, zero_point, self.zero_point)
         self.error = torch.where(better, error, self.error)
 
     def refine(self, step: float) -> None:
         """Move the scales by parts of a coarse step, given as a factor."""
         for part in _REFINE_STEPS:
-            scale = self.scale
-            self.offer(scale * step**part, self.zero_point)
-            self.offer(scale / step**part, self.zero_point)
+            self.offer_multiples(self.scale, (step**part, step**-part), self.zero_point)
 
     def fit(self) -> None:
         """Give the codes the scale that fits them best in the least-squares sense, a few times."""
@@ -150,6 +172,11 @@ def _coarse_step(form: Form) -> float:
     return float((smallest / _LARGEST_RATIO) ** (1.0 / _COARSE_STEPS))
 
 
+def _coarse_factors(step: float) -> list[float]:
+    """Multiples of the scale that just covers the range, for a coarse search."""
+    return [_LARGEST_RATIO * step**index for index in range(_COARSE_STEPS + 1)]
+
+
 def _search_symmetric(best: _Best, low: Tensor, high: Tensor, form: Form) -> None:
     """Search the scale; the zero-point stays at real zero."""
     zero_point = torch.zeros_like(low)
@@ -159,8 +186,7 @@ def _search_symmetric(best: _Best, low: Tensor, high: Tensor, form: Form) -> Non
     whole = torch.where(whole > 0, whole, torch.maximum(high, -low) / max(form.q_max, -form.q_min, 1))
     best.offer(whole, zero_point)
     step = _coarse_step(form)
-    for index in range(_COARSE_STEPS + 1):
-        best.offer(whole * (_LARGEST_RATIO * step**index), zero_point)
+    best.offer_multiples(whole, _coarse_factors(step), zero_point)
     best.refine(step)
     best.fit()
 
@@ -173,13 +199,10 @@ def _search_asymmetric(best: _Best, low: Tensor, high: Tensor, form: Form) -> No
     covering = (form.q_min - low / whole).round().clip(form.q_min, form.q_max)
     middle = torch.full_like(covering, (form.q_min + form.q_max + 1) // 2)
     best.offer(whole, covering)
-    for index in range(_COARSE_STEPS + 1):
-        best.offer(whole * (_LARGEST_RATIO * step**index), covering)
-    for index in range(0, _COARSE_STEPS + 1, 2):
-        best.offer(whole * (2 * _LARGEST_RATIO * step**index), middle)
+    best.offer_multiples(whole, _coarse_factors(step), covering)
+    best.offer_multiples(2 * whole, _coarse_factors(step)[::2], middle)
     for shift in (-1, 1):
-        scale, zero_point = best.scale, (best.zero_point + shift).clip(form.q_min, form.q_max)
-        for index in range(-3, 4):
-            best.offer(scale * step ** (index / 2), zero_point)
+        zero_point = (best.zero_point + shift).clip(form.q_min, form.q_max)
+        best.offer_multiples(best.scale, [step ** (index / 2) for index in range(-3, 4)], zero_point)
     best.refine(step)
     best.fit()

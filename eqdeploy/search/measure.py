@@ -16,9 +16,10 @@ from eqdeploy.data.augmentation import Augmentation
 from eqdeploy.data.labelled import LabelledImages
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import DataError
-from eqdeploy.search.inference import InferenceNetwork
+from eqdeploy.search.compiled import CompiledEvaluation
 from eqdeploy.search.measurement import Score, SubnetMeasurement
 from eqdeploy.subnet import SubnetConfig
+from eqdeploy.supernet.inference import InferenceNetwork
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.batches import augmented_images, seeded_generator
 from eqdeploy.training.evaluate import BATCH_SIZE, even_batches
@@ -109,7 +110,8 @@ class Measurer:
         data.require_labels()
         if len(data) < 2:
             raise DataError("subnets cannot be judged on a single image", where=data.source)
-        self._network = InferenceNetwork(supernet, compiled=compiled)
+        self._network = InferenceNetwork(supernet)
+        self._evaluate = CompiledEvaluation(self._network.module) if compiled else self._network.evaluate
         self._device = next(supernet.parameters()).device
         self._calibration = even_batches(calibration.to(self._device), batch_size)
         self._data = data
@@ -135,7 +137,7 @@ class Measurer:
         start = 0
         for images in self._preprocessed() if self._kept is None else self._kept:
             rows = slice(start, start + len(images))
-            logits, labels = self._network.evaluate(images), self._labels[rows]
+            logits, labels = self._evaluate(images), self._labels[rows]
             losses[rows] = functional.cross_entropy(logits.double(), labels, reduction="none")
             hits[rows] = logits.argmax(dim=1) == labels
             start = rows.stop

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from eqdeploy.network import OpKind
 from eqdeploy.quant.elastic_quantizer import ElasticQuantizer
 from eqdeploy.quant.form import Form
-from eqdeploy.supernet.operations import ELASTIC_MODULES
 
 
 class ElasticConv1d(nn.Conv1d):
@@ -67,15 +65,6 @@ class ElasticLinear(nn.Linear):
 
 
 ElasticLayer = ElasticConv1d | ElasticConv2d | ElasticConvTranspose2d | ElasticLinear
-
-
-def layer_kind(layer: nn.Module) -> OpKind:
-    """Kind of a quantizable layer, elastic or plain.
-
-    Raises:
-        KeyError: If the module is no quantizable layer.
-    """
-    return ELASTIC_MODULES[next(kind for kind in type(layer).__mro__ if kind in ELASTIC_MODULES)]
 
 
 def channel_axis(layer: nn.Module) -> int:

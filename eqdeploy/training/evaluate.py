@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
 from eqdeploy.data.labelled import LabelledImages
@@ -17,6 +17,7 @@ from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.network import NetworkDescription
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.subnet import SubnetConfig
+from eqdeploy.supernet.inference import InferenceNetwork
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.workers import ALONE, Workers
 
@@ -153,6 +154,17 @@ def evaluate_grid(
     """
     data.require_labels()
     network = supernet.network
+    # A third faster than the supernet itself, and counts the same.
+    inference = InferenceNetwork(supernet) if forward is None else None
+
+    def count(subnet: SubnetConfig | None) -> int:
+        images = (calibration, data, preprocessing)
+        if inference is not None:
+            inference.activate(subnet)
+            return calibrated_correct(inference.module, *images, batch_size=batch_size, forward=inference.evaluate)
+        _switch(supernet, subnet)
+        return calibrated_correct(supernet, *images, batch_size=batch_size, forward=forward)
+
     if forms is None:
         space = network.space
         forms = [UniformForm(*form) for form in itertools.product(space.bits, space.granularities, space.symmetries)]
@@ -163,10 +175,7 @@ def evaluate_grid(
         for first in range(0, len(subnets), workers.world_size):
             own = first + workers.rank
             if own < len(subnets):
-                _switch(supernet, subnets[own])
-                counts[own] = calibrated_correct(
-                    supernet, calibration, data, preprocessing, batch_size=batch_size, forward=forward
-                )
+                counts[own] = count(subnets[own])
             if advance is not None:
                 advance(min(workers.world_size, len(subnets) - first))
         supernet.deactivate()
@@ -177,7 +186,7 @@ def evaluate_grid(
 
 @torch.no_grad()
 def calibrated_correct(
-    supernet: Supernet,
+    model: nn.Module,
     calibration: Tensor,
     data: LabelledImages,
     preprocessing: Preprocessing,
@@ -187,20 +196,20 @@ def calibrated_correct(
 ) -> int:
     """Calibrate BatchNorm for the active subnet and count the images that it classifies correctly.
 
-    The new statistics stay in the supernet; its mode is as before.
+    The new statistics stay in the model; its mode is as before.
 
     Args:
-        supernet: With a subnet active, or deactivated for float.
+        model: A supernet with a subnet active, or deactivated for float, or the module of an inference network.
         calibration: Images for the statistics, (N, C, H, W), N >= 2, on the supernet's device.
         data: Labelled images to classify, as stored.
         preprocessing: From pixels to the network's input.
         batch_size: Images of one forward pass.
-        forward: Runs the supernet in evaluation mode; None to call it.
+        forward: Runs the model in evaluation mode; None to call it.
     """
-    forward = forward or supernet
-    calibrate_batch_norm(supernet, even_batches(calibration, batch_size))
-    training, device = supernet.training, calibration.device
-    supernet.eval()
+    forward = forward or model
+    calibrate_batch_norm(model, even_batches(calibration, batch_size))
+    training, device = model.training, calibration.device
+    model.eval()
     try:
         correct = 0
         for start in range(0, len(data), batch_size):
@@ -210,7 +219,7 @@ def calibrated_correct(
             correct += int((forward(images).argmax(dim=1) == labels).sum())
         return correct
     finally:
-        supernet.train(training)
+        model.train(training)
 
 
 def even_batches(images: Tensor, batch_size: int = BATCH_SIZE) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,36 +159,6 @@ def reference_classifier(model: QuantizedModel) -> Classifier:
     reference = IntegerReference(model)
     name = reference.graph.output_names[0]
     return lambda images: reference.run(images).outputs[name]
-
-
-def compare_accuracy(
-    classifiers: Mapping[str, Classifier],
-    images: NDArray[Any],
-    labels: NDArray[np.integer[Any]],
-    *,
-    baseline: str,
-    exported: str,
-    progress: Progress | None = None,
-) -> AccuracyReport:
-    """Measure several networks on the same images.
-
-    Args:
-        classifiers: Networks by name.
-        images: What the classifiers take, shape (N, …), at least one.
-        labels: Integers, shape (N,).
-        baseline: Name of the network that the exported model is compared with.
-        exported: Name of the exported model.
-        progress: Listener.
-
-    Raises:
-        DataError: If images and labels do not belong together or a network returns no logits.
-    """
-    rows = {
-        name: measure_accuracy(name, classifier, images, labels, progress=progress)
-        for name, classifier in classifiers.items()
-    }
-    others = tuple(row for name, row in rows.items() if name not in (baseline, exported))
-    return AccuracyReport(rows[baseline], rows[exported], others)
 
 
 def check_gates(report: AccuracyReport, *, min_accuracy: float | None = None, max_drop: float | None = None) -> None:

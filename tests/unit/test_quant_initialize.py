@@ -171,6 +171,16 @@ def test_a_subsample_is_small_and_keeps_the_extremes(count: int) -> None:
     assert torch.isin(sample, values).all()
 
 
+@pytest.mark.parametrize("shape", [(64, 16, 32, 32), (96, 24, 14, 14), (40, 3, 56, 56)])
+@pytest.mark.parametrize("limit", [1 << 10, 1 << 13])
+def test_a_subsample_of_images_takes_every_column_alike(shape: tuple[int, ...], limit: int) -> None:
+    columns = torch.arange(shape[-1], dtype=torch.float32).expand(shape).reshape(1, -1)
+    counts = torch.bincount(subsample(columns, limit)[0].long(), minlength=shape[-1])
+    expected = limit / shape[-1]
+    assert counts.min() > 0.5 * expected
+    assert counts.max() < 1.5 * expected + 2
+
+
 def test_large_tensors_start_near_the_optimum_of_all_their_values() -> None:
     values = torch.randn(300_000, generator=random(2))
     form = Form(4, Granularity.PER_TENSOR, SYMMETRIC, signed=True)

@@ -5,64 +5,28 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from eqdeploy.data import LabelledImages, Preprocessing
 from eqdeploy.data.augmentation import Augmentation
 from eqdeploy.errors import DataError, ProfileError
 from eqdeploy.network import BatchNormTraining, ElasticSpace, Residual
-from eqdeploy.search.inference import InferenceNetwork
+from eqdeploy.search.compiled import CompiledEvaluation
 from eqdeploy.search.measure import Measurer, calibration_tensor, split_training_images
 from eqdeploy.search.measurement import Score, SubnetMeasurement
 from eqdeploy.search.sampling import sample_subnets
 from eqdeploy.subnet import SubnetConfig
-from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
+from eqdeploy.supernet.inference import InferenceNetwork
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.compiled import compiler_available
 from eqdeploy.training.evaluate import calibrated_correct
 from eqdeploy.training.settings import FormSampling
-from tests.unit.training_support import CLASSES, small_supernet
+from tests.unit.training_support import small_supernet
+from tests.unit.twisted_network import twisted_supernet
 
 PREPROCESSING = Preprocessing((8, 8), 1, (0.5,), (0.25,))
 SPACE = ElasticSpace(bits=(2, 4, 8))
-
-
-class TwistedNet(nn.Module):
-    """ReLUs that several read, that a pool or a view follows, or that follow a tensor which another reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 6, 3, padding=1)
-        self.bn1 = nn.BatchNorm2d(6)
-        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(6)
-        self.conv3 = nn.Conv2d(6, 6, 3, padding=1)
-        self.conv4 = nn.Conv2d(6, 6, 1)
-        self.up = nn.ConvTranspose2d(6, 6, 2, stride=2)
-        self.act = nn.ReLU(inplace=True)
-        self.fc1 = nn.Linear(6 * 16, 12)
-        self.fc2 = nn.Linear(12, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = self.bn1(self.stem(x))
-        second = torch.relu(first)
-        third = self.bn2(self.conv2(second)) + first  # the ReLU's input is read again
-        fourth = self.act(self.conv3(functional.max_pool2d(torch.relu(third), 2)))
-        fifth = self.conv4(fourth)  # read without a ReLU, and once more
-        sixth = self.up(functional.relu(fifth))
-        flat = torch.flatten(functional.avg_pool2d(torch.relu(sixth), 2) + fifth, 1)
-        logits: Tensor = self.fc2(functional.silu(self.fc1(flat)))
-        return logits
-
-
-def twisted_supernet(space: ElasticSpace) -> Supernet:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        supernet = Supernet.from_float(TwistedNet(), torch.zeros(2, 1, 8, 8), space)
-    fold_batch_norms(supernet)
-    supernet.initialize(torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(5)))
-    return supernet
 
 
 def labelled(count: int = 50) -> LabelledImages:
@@ -131,49 +95,19 @@ def test_the_supernet_is_not_touched() -> None:
     assert [measurer.measure(subnet) for subnet in sample_subnets(supernet.network, 4)] == first
 
 
-def test_input_images_are_not_overwritten() -> None:
-    supernet, images = small_supernet(), calibration()
-    before = images.clone()
-    network = InferenceNetwork(supernet)
-    for subnet in sample_subnets(supernet.network, 3):
-        network.activate(subnet)
-        network.evaluate(images)
-        assert torch.equal(images, before)
-
-
-def test_weights_that_do_not_fit_the_cache_are_the_same() -> None:
-    supernet, images = small_supernet(), calibration()
-    all_kept, some_kept = InferenceNetwork(supernet), InferenceNetwork(supernet, cache_bytes=300)
-    for subnet in sample_subnets(supernet.network, 6) * 2:
-        all_kept.activate(subnet)
-        some_kept.activate(subnet)
-        assert torch.equal(all_kept.evaluate(images), some_kept.evaluate(images))
-
-
-def test_relu_is_taken_into_the_quantizer() -> None:
-    network = InferenceNetwork(twisted_supernet(SPACE))
-    rectifying = {
-        name
-        for name, module in network.module.named_modules()
-        if getattr(module, "rectify", False) and getattr(module, "overwrite", False)
-    }
-    assert rectifying  # else the test above proves little
-    left = [node.name for node in network.module.graph.nodes if "relu" in node.name and "quant" not in node.name]
-    assert left, "a ReLU that others read stays"
-
-
 @pytest.mark.filterwarnings("ignore")  # of the compiler about itself
 @pytest.mark.skipif(not compiler_available(), reason="torch needs a C++ compiler to compile")
 def test_a_compiled_graph_measures_the_same_up_to_rounding() -> None:
     supernet, data = small_supernet(), labelled()
-    eager = InferenceNetwork(supernet)
-    compiled = InferenceNetwork(supernet, compiled=True)
+    network = InferenceNetwork(supernet)
+    compiled = CompiledEvaluation(network.module)
     images = torch.from_numpy(PREPROCESSING.apply(data.images))
     for subnet in sample_subnets(supernet.network, 8, forms=FormSampling.PER_LAYER)[::-1]:
-        eager.activate(subnet)
-        compiled.activate(subnet)
+        network.activate(subnet)
         for batch in images.split(32):  # the last one is smaller
-            torch.testing.assert_close(compiled.evaluate(batch), eager.evaluate(batch), rtol=1e-4, atol=1e-4)
+            with torch.no_grad():
+                found = compiled(batch)
+            torch.testing.assert_close(found, network.evaluate(batch), rtol=1e-4, atol=1e-4)
 
 
 def test_a_subnet_of_another_network_is_refused() -> None:

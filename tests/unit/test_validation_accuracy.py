@@ -15,8 +15,8 @@ from eqdeploy.testing import sample_model
 from eqdeploy.validation.accuracy import (
     Accuracy,
     AccuracyReport,
+    Classifier,
     check_gates,
-    compare_accuracy,
     measure_accuracy,
     onnx_classifier,
     reference_classifier,
@@ -39,17 +39,13 @@ def test_reference_and_exported_model_agree_side_by_side(tmp_path: Path) -> None
     batch = images(150)
     labels = reference_classifier(model)(batch).argmax(axis=1)
     labels[:15] = (labels[:15] + 1) % 5
-    found = compare_accuracy(
-        {
-            "float": lambda part: np.eye(5)[np.zeros(len(part), np.int64)],
-            "reference": reference_classifier(model),
-            "exported": onnx_classifier(tmp_path / "model.onnx"),
-        },
-        batch,
-        labels,
-        baseline="float",
-        exported="exported",
-    )
+    classifiers: dict[str, Classifier] = {
+        "float": lambda part: np.eye(5)[np.zeros(len(part), np.int64)],
+        "reference": reference_classifier(model),
+        "exported": onnx_classifier(tmp_path / "model.onnx"),
+    }
+    rows = [measure_accuracy(name, classifier, batch, labels) for name, classifier in classifiers.items()]
+    found = AccuracyReport(rows[0], rows[2], (rows[1],))
     assert found.exported == Accuracy("exported", 135, 150)
     assert found.others == (Accuracy("reference", 135, 150),)
     assert found.baseline.correct == int((labels == 0).sum())

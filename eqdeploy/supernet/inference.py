@@ -1,4 +1,4 @@
-"""A supernet prepared for measuring many subnets: nothing is computed again that does not depend on the images.
+"""A supernet prepared for evaluating many subnets: nothing is computed again that does not depend on the images.
 
 Compared with the supernet itself, which computes the same numbers bit for bit:
 
@@ -6,7 +6,8 @@ Compared with the supernet itself, which computes the same numbers bit for bit:
 * scales and zero-points are plain numbers, and zero-points that are zero are left out;
 * fake quantization overwrites what nobody else reads, and takes in the ReLU before it: clamping at code 0 is that ReLU.
 
-Compiled, the scales are tensors instead, so that one graph serves all subnets; sums are then rounded in another order.
+Its module can be compiled: the scales are then tensors, so that one graph serves all subnets; sums are then rounded in
+another order.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from torch import Tensor, fx, nn
 from eqdeploy.network import NetworkDescription, OpKind
 from eqdeploy.quant.affine import dequantize, quantize
 from eqdeploy.quant.form import Form
-from eqdeploy.search.compiled import CompiledEvaluation
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.layers import ElasticConv1d, ElasticConv2d, ElasticConvTranspose2d, ElasticLinear
 from eqdeploy.supernet.operations import BATCH_NORM_MODULES
@@ -96,7 +96,6 @@ class InferenceNetwork:
 
     Args:
         supernet: Is copied. Its weights and scales must not change afterwards.
-        compiled: Whether :meth:`evaluate` runs as one compiled graph: faster, but the first call takes a minute.
         cache_bytes: Memory for quantized weights.
 
     Attributes:
@@ -104,7 +103,7 @@ class InferenceNetwork:
             takes it, too.
     """
 
-    def __init__(self, supernet: Supernet, *, compiled: bool = False, cache_bytes: int = WEIGHT_CACHE_BYTES) -> None:
+    def __init__(self, supernet: Supernet, *, cache_bytes: int = WEIGHT_CACHE_BYTES) -> None:
         self._supernet = copy.deepcopy(supernet).eval().requires_grad_(requires_grad=False)
         self._latent = {name: weight.detach().clone() for name, weight in self._supernet.latent_weights()}
         self._weights: dict[tuple[str, Form], Tensor] = {}
@@ -112,7 +111,6 @@ class InferenceNetwork:
         self._room = cache_bytes
         self._fixed = _fix_quantizers(self._supernet)
         self.module = self._supernet.graph_module
-        self._compiled = CompiledEvaluation(self.module) if compiled else None
 
     @property
     def network(self) -> NetworkDescription:
@@ -140,9 +138,6 @@ class InferenceNetwork:
 
     def evaluate(self, images: Tensor) -> Tensor:
         """Logits of the active subnet for a batch of shape (N, …)."""
-        if self._compiled is not None:
-            with torch.no_grad():
-                return self._compiled(images)
         with torch.inference_mode():
             logits: Tensor = self.module(images)
             return logits
