@@ -25,7 +25,7 @@ _RIDGE = 10.0
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How the ensemble is fitted. Chosen by cross-validation on subnets of digits; see ``docs/search.md``.
+    """How the ensemble is fitted. The defaults did best on subnets of digits.
 
     Attributes:
         members: Networks of the ensemble; they differ in their initial weights and in the order of subnets.
