@@ -11,12 +11,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from eqdeploy.errors import EqDeployError, OutputError, ValidationError
 from eqdeploy.manifest import MANIFEST_FILE, read_manifest
+
+#: Raises an :class:`OutputError` for a folder that must never be replaced.
+Recognize = Callable[[Path], None]
 
 
 def artifact_directory(output: Path, profile: str) -> Path:
@@ -39,12 +42,29 @@ def artifact_directory(output: Path, profile: str) -> Path:
     return output / profile
 
 
-def check_destination(directory: Path, *, force: bool) -> None:
+def recognize_artifact(directory: Path) -> None:
+    """Refuse a folder that is no artifact.
+
+    Raises:
+        OutputError: If it has no valid manifest.
+    """
+    try:
+        read_manifest(directory)
+    except ValidationError as reason:
+        raise OutputError(
+            "holds something that is not an artifact and is never replaced",
+            where=str(directory),
+            hint=f"no valid {MANIFEST_FILE} in it; choose another folder with --out or remove it yourself",
+        ) from reason
+
+
+def check_destination(directory: Path, *, force: bool, recognize: Recognize = recognize_artifact) -> None:
     """Refuse a destination before any work is done.
 
     Args:
         directory: Where the artifact shall be.
         force: Whether an artifact that is there may be replaced.
+        recognize: Raises an :class:`OutputError` for a folder that must never be replaced.
 
     Raises:
         OutputError: If something is there that must not be replaced: a file, a folder that holds no artifact
@@ -63,25 +83,21 @@ def check_destination(directory: Path, *, force: bool) -> None:
         raise OutputError("is a link that leads to itself", where=str(directory)) from reason
     if not occupied:
         return
-    try:
-        read_manifest(directory)
-    except ValidationError as reason:
-        raise OutputError(
-            "holds something that is not an artifact and is never replaced",
-            where=str(directory),
-            hint=f"no valid {MANIFEST_FILE} in it; choose another folder with --out or remove it yourself",
-        ) from reason
+    recognize(directory)
     if not force:
         raise OutputError("exists already", where=str(directory), hint="replace it with --force")
 
 
 @contextmanager
-def write_artifact(directory: Path, *, force: bool = False) -> Iterator[Path]:
+def write_artifact(
+    directory: Path, *, force: bool = False, recognize: Recognize = recognize_artifact
+) -> Iterator[Path]:
     """Open a folder to write an artifact into; it becomes ``directory`` when the context ends without an error.
 
     Args:
         directory: Where the artifact shall be; parents are made.
         force: Whether an artifact that is there may be replaced.
+        recognize: Raises an :class:`OutputError` for a folder that must never be replaced.
 
     Yields:
         The folder to write into, empty, on the same file system.
@@ -90,14 +106,14 @@ def write_artifact(directory: Path, *, force: bool = False) -> Iterator[Path]:
         OutputError: If the destination is refused (see :func:`check_destination`), or if the disk is full,
             read-only or fails while the context is open.
     """
-    check_destination(directory, force=force)
+    check_destination(directory, force=force, recognize=recognize)
     destination = directory.resolve()
     made = _make_parents(destination.parent)
     try:
         temporary = _make_temporary(destination)
         try:
             yield temporary
-            _publish(temporary, destination, force=force)
+            _publish(temporary, destination, force=force, recognize=recognize)
         except EqDeployError as error:
             error.where = _as_destination(error.where, destination, directory)
             raise
@@ -157,9 +173,9 @@ def _make_temporary(destination: Path) -> Path:
     return temporary
 
 
-def _publish(temporary: Path, destination: Path, *, force: bool) -> None:
+def _publish(temporary: Path, destination: Path, *, force: bool, recognize: Recognize) -> None:
     """Rename the finished folder; an artifact in its place is moved aside first and comes back on failure."""
-    check_destination(destination, force=force)
+    check_destination(destination, force=force, recognize=recognize)
     if not destination.exists() or next(destination.iterdir(), None) is None:
         temporary.replace(destination)
         return

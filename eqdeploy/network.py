@@ -222,6 +222,7 @@ class LayerInfo:
         output_tensor: Name of the tensor it writes, before BatchNorm and activation.
         batch_norm: Module path of the BatchNorm that can be folded into it, if any.
         macs: Multiply-accumulate operations for one image.
+        bias: Whether it has a bias of its own. On a device every layer with a folded BatchNorm has one.
     """
 
     name: str
@@ -233,6 +234,7 @@ class LayerInfo:
     output_tensor: str
     batch_norm: str | None
     macs: int
+    bias: bool = True
 
     @property
     def parameters(self) -> int:

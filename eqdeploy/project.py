@@ -20,6 +20,8 @@ from eqdeploy.requests import (
     ExportRequest,
     Gates,
     ResolveRequest,
+    SearchOptions,
+    SearchRequest,
     ValidateRequest,
 )
 from eqdeploy.yaml_file import read_yaml_model
@@ -108,7 +110,12 @@ class ProjectSettings(BaseModel):
         return Gates(self.min_accuracy, self.max_drop)
 
     def export_request(
-        self, *, subnet: Path | None = None, force: bool = False, run_code: bool = False
+        self,
+        *,
+        subnet: Path | None = None,
+        search: SearchOptions | None = None,
+        force: bool = False,
+        run_code: bool = False,
     ) -> ExportRequest:
         """Ask for an export of every profile; ``run_code`` if the data were named on the command line.
 
@@ -122,7 +129,29 @@ class ProjectSettings(BaseModel):
             data=self.data or DEFAULT_DATA,
             output=Path(self.output) if self.output else DEFAULT_OUTPUT,
             subnet=subnet,
+            search=search,
             gates=self.gates,
+            force=force,
+            seed=self.seed or 0,
+            run_code=run_code,
+        )
+
+    def search_request(
+        self, options: SearchOptions, *, output: Path | None = None, force: bool = False, run_code: bool = False
+    ) -> SearchRequest:
+        """Ask for the best subnet of the one profile; ``run_code`` if the data were named on the command line.
+
+        Raises:
+            UsageError: If there is no profile, or more than one.
+        """
+        return SearchRequest(
+            profile=self._one_profile(),
+            options=options,
+            supernet=self.supernet or DEFAULT_SUPERNET,
+            model=self.model,
+            data=self.data or DEFAULT_DATA,
+            output=output,
+            workspace=Path(self.output) if self.output else DEFAULT_OUTPUT,
             force=force,
             seed=self.seed or 0,
             run_code=run_code,
@@ -134,13 +163,8 @@ class ProjectSettings(BaseModel):
         Raises:
             UsageError: If there is no profile, or more than one.
         """
-        profiles = self._required_profiles()
-        if len(profiles) > 1:
-            raise UsageError(
-                f"one profile at a time, got {', '.join(profiles)}", where="--profile", hint="choose one of them"
-            )
         return ResolveRequest(
-            profile=profiles[0], supernet=self.supernet or DEFAULT_SUPERNET, model=self.model, subnet=subnet
+            profile=self._one_profile(), supernet=self.supernet or DEFAULT_SUPERNET, model=self.model, subnet=subnet
         )
 
     def validate_request(self, *, run_code: bool = False) -> ValidateRequest:
@@ -180,6 +204,15 @@ class ProjectSettings(BaseModel):
             seed=self.seed or 0,
             run_code=run_code,
         )
+
+    def _one_profile(self) -> str:
+        """The profile, of which there must be exactly one."""
+        profiles = self._required_profiles()
+        if len(profiles) > 1:
+            raise UsageError(
+                f"one profile at a time, got {', '.join(profiles)}", where="--profile", hint="choose one of them"
+            )
+        return profiles[0]
 
     def _required_profiles(self) -> tuple[str, ...]:
         """Profiles, of which there must be one at least."""

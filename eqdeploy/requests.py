@@ -46,6 +46,70 @@ class Gates:
                 raise ValueError(f"{name} must lie between 0 and 1, got {value}")
 
 
+#: Subnets that a search measures to fit a predictor to, where there is none.
+DEFAULT_SAMPLES = 400
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search for a subnet.
+
+    Attributes:
+        budgets: Limits such as ``"avg_weight_bits<=3.5"``, which hold together.
+        predictor: File of a predictor; None for the shipped one of the supernet and the data, or one that is fitted to
+            measurements.
+        latency: CSV file of measured times of each layer, for budgets of ``latency_ms``.
+        measurements: Folder of measurements to fit a predictor to, gone on with where it exists; None for one beside
+            the output that belongs to the supernet and the data.
+        samples: Number of subnets that the folder has to hold; None for :data:`DEFAULT_SAMPLES`. With a number, or a
+            folder, no shipped predictor is taken.
+        keep: How many of the genetic algorithm's best are truly measured.
+        front: Metrics of the Pareto front; that of the first budget by default.
+        population: Subnets that are evaluated in each generation.
+        generations: Number of generations.
+    """
+
+    budgets: tuple[str, ...] = ()
+    predictor: Path | None = None
+    latency: Path | None = None
+    measurements: Path | None = None
+    samples: int | None = None
+    keep: int = 10
+    front: tuple[str, ...] = ()
+    population: int = 100
+    generations: int = 500
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """Search for the subnet of a device that loses least within budgets.
+
+    Attributes:
+        profile: Reference of the device profile.
+        options: How to search.
+        supernet: Reference of the checkpoint.
+        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        data: Reference of labelled data; only its training images are used.
+        output: Folder that receives the files; None for ``search/<profile>`` in ``workspace``.
+        workspace: Folder of what several runs share.
+        force: Whether what an earlier search wrote may be replaced.
+        seed: Seed of the search. Which subnets and images are measured does not depend on it.
+        run_code: Whether ``data`` may be ``package.module:function``, which is imported and called. Only for what the
+            user names in this very call, never for what stands in a file.
+    """
+
+    profile: str
+    options: SearchOptions = field(default_factory=SearchOptions)
+    supernet: str = DEFAULT_SUPERNET
+    model: str | None = None
+    data: str = DEFAULT_DATA
+    output: Path | None = None
+    workspace: Path = DEFAULT_OUTPUT
+    force: bool = False
+    seed: int = 0
+    run_code: bool = False
+
+
 @dataclass(frozen=True)
 class ExportRequest:
     """Export a supernet for one or more devices.
@@ -57,6 +121,7 @@ class ExportRequest:
         data: Reference of calibration images, which also give accuracy where they are labelled.
         output: Folder that receives one folder per profile.
         subnet: Subnet file that takes the place of the profile's own choice of bits.
+        search: How to search for a subnet for each profile, None not to.
         gates: Limits on the accuracy.
         force: Whether an existing artifact may be replaced.
         seed: Seed of every random choice.
@@ -72,6 +137,7 @@ class ExportRequest:
     data: str = DEFAULT_DATA
     output: Path = DEFAULT_OUTPUT
     subnet: Path | None = None
+    search: SearchOptions | None = None
     gates: Gates = field(default_factory=Gates)
     force: bool = False
     seed: int = 0
@@ -179,4 +245,80 @@ class TrainRequest:
     float_only: bool = False
     tensorboard: Path | None = None
     resume: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Measure subnets of a supernet.
+
+    Attributes:
+        output: Folder of the measurements; one that exists is gone on with.
+        count: Number of subnets that it has to hold of the list that seed and forms determine.
+        supernet: Reference of the checkpoint.
+        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        data: Reference of labelled data; only its training images are used.
+        images: Number of training images that subnets are judged on; None for 10,000 or all that there are.
+        calibration_images: Number of other training images that BatchNorm is calibrated on; None for 1,024 or a
+            sixth of all.
+        forms: ``"per_network"`` to draw granularity and symmetries once for each subnet, ``"per_layer"`` to draw them
+            for every layer and tensor.
+        seed: Seed of images and subnets.
+        run_code: Whether ``data`` may be ``package.module:function``, which is imported and called. Only for what the
+            user names in this very call, never for what stands in a file.
+    """
+
+    output: Path
+    count: int
+    supernet: str = DEFAULT_SUPERNET
+    model: str | None = None
+    data: str = DEFAULT_DATA
+    images: int | None = None
+    calibration_images: int | None = None
+    forms: str = "per_network"
+    seed: int = 0
+    run_code: bool = False
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """Fit a predictor to measurements.
+
+    Attributes:
+        store: Folder of the measurements.
+        output: File of the predictor.
+        target: ``"cross_entropy"`` or ``"accuracy"``.
+        held_out: Number of measured subnets that the predictor is judged on; None for a third.
+        seed: Seed of the split and of the fit.
+        force: Whether existing files may be replaced.
+    """
+
+    store: Path
+    output: Path
+    target: str = "cross_entropy"
+    held_out: int | None = None
+    seed: int = 0
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class LatencyRequest:
+    """Measure how long each layer takes in ONNX Runtime on this machine.
+
+    Attributes:
+        output: Table of times.
+        profile: Reference of the device profile, which gives the widths and the forms.
+        supernet: Reference of the checkpoint.
+        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        runs: Measurements of each layer.
+        threads: Threads inside an operator.
+        force: Whether an existing table may be replaced.
+    """
+
+    output: Path
+    profile: str
+    supernet: str = DEFAULT_SUPERNET
+    model: str | None = None
+    runs: int = 50
+    threads: int = 1
     force: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from eqdeploy.errors import EqDeployError
 from eqdeploy.plan import DevicePlan
 from eqdeploy.report import ArtifactReport, PlanSummary
+from eqdeploy.search.agreement import Agreement, Interval
+from eqdeploy.search.outcome import SearchResult
 from eqdeploy.validation.accuracy import Accuracy
 
 
@@ -19,14 +22,17 @@ class ExportResult:
     Attributes:
         directory: Its folder.
         report: Its report, the verdict included.
+        search: The search that chose its subnet, None without one.
     """
 
     directory: Path
     report: ArtifactReport
+    search: SearchResult | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"directory": self.directory.as_posix(), "report": self.report.to_json()}
+        """Plain data; without a search there is no such key."""
+        document = {"directory": self.directory.as_posix(), "report": self.report.to_json()}
+        return document if self.search is None else {**document, "search": self.search.to_json()}
 
 
 @dataclass(frozen=True)
@@ -106,3 +112,160 @@ class TrainingResult:
             "epochs": self.epochs,
             "rows": [{"name": row.name, **row.to_json()} for row in self.rows],
         }
+
+
+@dataclass(frozen=True)
+class SamplingResult:
+    """Subnets that were measured.
+
+    Attributes:
+        store: Folder of the measurements.
+        supernet: Name of the supernet.
+        data: Name of the images.
+        subnets: Number of subnets that were asked for, all of which the folder holds.
+        measured: How many of them were measured by this very run.
+        seconds: Time that it took.
+        images: Images that each was judged on.
+        calibration_images: Images that BatchNorm was calibrated on for each.
+        accuracies: Top-1 accuracy of each, fractions between 0 and 1.
+        cross_entropies: Mean cross-entropy of each, in nats.
+    """
+
+    store: Path
+    supernet: str
+    data: str
+    subnets: int
+    measured: int
+    seconds: float
+    images: int
+    calibration_images: int
+    accuracies: tuple[float, ...]
+    cross_entropies: tuple[float, ...]
+
+    @property
+    def subnets_per_second(self) -> float | None:
+        """Subnets measured in a second of this run, None if there were none to measure."""
+        return self.measured / self.seconds if self.measured else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "store": self.store.as_posix(),
+            "supernet": self.supernet,
+            "data": self.data,
+            "subnets": self.subnets,
+            "measured": self.measured,
+            "seconds": self.seconds,
+            "subnets_per_second": self.subnets_per_second,
+            "images": self.images,
+            "calibration_images": self.calibration_images,
+            "accuracy": _range(self.accuracies),
+            "cross_entropy": _range(self.cross_entropies),
+        }
+
+
+@dataclass(frozen=True)
+class FitRow:
+    """How well something predicts the loss of held-out subnets.
+
+    Attributes:
+        name: What predicts.
+        agreement: Correlations of predicted and measured losses.
+        normalized_pearson: Pearson's correlation on the scale on which is predicted: of logarithms of cross-entropies,
+            of log-odds of errors.
+    """
+
+    name: str
+    agreement: Agreement
+    normalized_pearson: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "name": self.name,
+            **self.agreement.to_json(),
+            "normalized_pearson": self.normalized_pearson.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A predictor that was fitted.
+
+    Attributes:
+        predictor: Its file; it was fitted to all subnets.
+        picture: Predicted against measured losses of the held-out subnets.
+        target: What is predicted.
+        supernet: Name of the supernet.
+        training: Number of subnets that the predictor in ``rows`` was fitted to.
+        held_out: Number of other subnets that ``rows`` are about.
+        rows: The predictor, what it is compared with, and the ceiling of measurement.
+    """
+
+    predictor: Path
+    picture: Path
+    target: str
+    supernet: str
+    training: int
+    held_out: int
+    rows: tuple[FitRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "predictor": self.predictor.as_posix(),
+            "picture": self.picture.as_posix(),
+            "target": self.target,
+            "supernet": self.supernet,
+            "training": self.training,
+            "held_out": self.held_out,
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+
+@dataclass(frozen=True)
+class LatencyResult:
+    """Times of all layers that were measured.
+
+    Attributes:
+        table: The file.
+        profile: Name of the profile.
+        supernet: Name of the supernet.
+        rows: Number of rows: one for each layer, width of its weight and width of its input.
+        milliseconds: Median time of one image by layer, the same for all widths.
+        runs: Measurements of each layer.
+        threads: Threads inside an operator.
+        machine: Kind of processor.
+        runtime: Name and version of the runtime.
+    """
+
+    table: Path
+    profile: str
+    supernet: str
+    rows: int
+    milliseconds: Mapping[str, float]
+    runs: int
+    threads: int
+    machine: str
+    runtime: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "table": self.table.as_posix(),
+            "profile": self.profile,
+            "supernet": self.supernet,
+            "rows": self.rows,
+            "milliseconds": dict(self.milliseconds),
+            "total_milliseconds": sum(self.milliseconds.values()),
+            "container_bits": 8,
+            "runs": self.runs,
+            "threads": self.threads,
+            "machine": self.machine,
+            "runtime": self.runtime,
+        }
+
+
+def _range(values: tuple[float, ...]) -> dict[str, float]:
+    """Smallest, mean and largest of some numbers."""
+    return {"lowest": min(values), "mean": sum(values) / len(values), "highest": max(values)}

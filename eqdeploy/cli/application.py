@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from eqdeploy import __version__
-from eqdeploy.cli import evaluate, export, inspect, options, profiles, resolve, train, validate
+from eqdeploy.cli import (
+    evaluate,
+    export,
+    fit,
+    inspect,
+    latency,
+    options,
+    profiles,
+    resolve,
+    sample,
+    search,
+    train,
+    validate,
+)
 from eqdeploy.errors import UsageError
 
 application = typer.Typer(
@@ -48,5 +61,9 @@ application.command("resolve")(resolve.resolve)
 application.command("validate")(validate.validate)
 application.command("eval")(evaluate.evaluate)
 application.command("train")(train.train)
+application.command("sample")(sample.sample)
+application.command("fit")(fit.fit)
+application.command("search")(search.search)
+application.command("latency")(latency.latency)
 application.command("inspect")(inspect.inspect)
 application.add_typer(profiles.commands, name="profiles")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eqdeploy.cli import options
+from eqdeploy.cli import options, search_options
 from eqdeploy.cli.session import Answer, Session
+from eqdeploy.errors import UsageError
+from eqdeploy.requests import SearchOptions
 
 
 def export(
@@ -25,6 +28,14 @@ def export(
         ),
     ] = None,
     subnet: options.Subnet = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Search for the subnet of each profile, see eqdeploy search.")
+    ] = False,
+    budget: search_options.Budgets = None,
+    predictor: search_options.Predictor = None,
+    latency: search_options.Latency = None,
+    measurements: search_options.Measurements = None,
+    samples: search_options.Samples = None,
     min_accuracy: options.MinAccuracy = None,
     max_drop: options.MaxDrop = None,
     seed: options.Seed = None,
@@ -39,6 +50,13 @@ def export(
     Writes DIR/<profile>/ with the model, the device's own files, the report and a manifest.
     """
     session: Session = context.obj
+    found = SearchOptions(tuple(budget or ()), predictor, latency, measurements, samples)
+    if search and subnet is not None:
+        raise UsageError("cannot be given together with --subnet", where="--search", hint="leave one of them out")
+    if not search and found != SearchOptions():
+        given = {"budgets": "--budget"}
+        name = next(field.name for field in fields(found) if getattr(found, field.name) not in ((), None))
+        raise UsageError("is for a search only", where=given.get(name, f"--{name}"), hint="add --search")
     from eqdeploy.project import load_project
 
     settings = load_project(Path.cwd()).override(
@@ -52,7 +70,9 @@ def export(
         seed=seed,
     )
     # Only a function that the user names now is called, never one that a file names.
-    request = settings.export_request(subnet=subnet, force=force, run_code=data is not None)
+    request = settings.export_request(
+        subnet=subnet, search=found if search else None, force=force, run_code=data is not None
+    )
     with session.working() as progress:
         from eqdeploy import pipeline
 

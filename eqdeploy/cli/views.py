@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import yaml
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from eqdeploy.cli.search_view import view_search
 from eqdeploy.inspection import Inspection
 from eqdeploy.report import PlanSummary
 from eqdeploy.report.tables import make_table, show
 from eqdeploy.report.view import view_plan, view_report
-from eqdeploy.results import EvaluationResult, ExportResult, ResolvedPlan, TrainingResult
+from eqdeploy.results import (
+    EvaluationResult,
+    ExportResult,
+    FitResult,
+    LatencyResult,
+    ResolvedPlan,
+    SamplingResult,
+    TrainingResult,
+)
 from eqdeploy.text import byte_count, printable
 from eqdeploy.validation.accuracy import Accuracy
 
@@ -25,6 +35,8 @@ def view_exports(results: Sequence[ExportResult], *, verbose: bool) -> Renderabl
     """Lay out the reports of artifacts, each with its folder."""
     parts: list[RenderableType] = []
     for result in results:
+        if result.search is not None:
+            parts.append(view_search(replace(result.search, directory=None), verbose=verbose))
         parts += [view_report(result.report, verbose=verbose), Text(f"written to {printable(str(result.directory))}")]
     return Group(*parts)
 
@@ -53,6 +65,68 @@ def view_training(result: TrainingResult) -> RenderableType:
         ),
         _accuracies(result.rows),
     )
+
+
+def view_sampling(result: SamplingResult) -> RenderableType:
+    """Lay out what was measured."""
+    head = (
+        f"{result.subnets} subnets of {result.supernet} on {result.images} images of {result.data}, calibrated on "
+        f"{result.calibration_images}: {result.store}"
+    )
+    speed = result.subnets_per_second
+    now = "none measured now" if speed is None else f"{result.measured} measured now, {speed:.2f} a second"
+    document = result.to_json()
+    rows = [
+        (noun, *(layout.format(document[key][end]) for end in ("lowest", "mean", "highest")))
+        for noun, key, layout in (
+            ("accuracy", "accuracy", "{:.2%}"),
+            ("cross-entropy", "cross_entropy", "{:.5f}"),
+        )
+    ]
+    return Group(Text(printable(head)), Text(now), make_table(("", "lowest", "mean", "highest"), rows))
+
+
+def view_fit(result: FitResult) -> RenderableType:
+    """Lay out how well a predictor predicts."""
+    head = (
+        f"{result.target} of {result.held_out} subnets of {result.supernet}, predicted from {result.training} others "
+        "(with 95 % confidence intervals)"
+    )
+    scale = "Pearson, logarithms" if result.target == "cross_entropy" else "Pearson, log-odds"
+    rows = [
+        (
+            row.name,
+            *(
+                f"{number.value:.3f} ({number.low:.3f} to {number.high:.3f})"
+                for number in (
+                    row.agreement.kendall,
+                    row.agreement.pearson,
+                    row.normalized_pearson,
+                    row.agreement.spearman,
+                )
+            ),
+        )
+        for row in result.rows
+    ]
+    tail = f"fitted to all {result.training + result.held_out}: {result.predictor}, picture {result.picture}"
+    columns = ("", "Kendall tau", "Pearson", scale, "Spearman")
+    return Group(Text(printable(head)), make_table(columns, rows), Text(printable(tail)))
+
+
+def view_latency(result: LatencyResult) -> RenderableType:
+    """Lay out the times of layers."""
+    head = (
+        f"{result.supernet} for {result.profile}, median of {result.runs} runs of one image with "
+        f"{result.runtime} on {result.machine}, threads: {result.threads}"
+    )
+    rows = [(layer, f"{time:.4f}") for layer, time in result.milliseconds.items()]
+    rows.append(("all layers", f"{sum(result.milliseconds.values()):.4f}"))
+    tail = (
+        "ONNX Runtime computes widths under 8 bits in 8-bit containers: they cost what 8 bits cost, so that a limit of "
+        "the latency cannot be kept by narrower widths. Times of other devices are for you to fill in."
+    )
+    table = f"{result.rows} rows, the same time for all widths of a layer: {result.table}"
+    return Group(Text(printable(head)), make_table(("layer", "milliseconds"), rows), Text(printable(table)), Text(tail))
 
 
 def view_inspection(inspection: Inspection, *, verbose: bool) -> RenderableType:

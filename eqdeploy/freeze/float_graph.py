@@ -122,6 +122,7 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
     split_group_normalization(model.graph)
     make_shapes_constant(model.graph)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _drop_zero_biases(model.graph, parameters)
     optimizer.remove_unused_nodes(model)
     _name_nodes(model.graph, supernet.network, parameters)
     _strip(model)
@@ -228,6 +229,17 @@ def _forget_names(graph: ir.Graph, parameters: Collection[str]) -> None:
     values += [value for name, value in graph.initializers.items() if name not in parameters]
     for index, value in enumerate(values):
         value.name = f"/{index}"
+
+
+def _drop_zero_biases(graph: ir.Graph, parameters: Collection[str]) -> None:
+    """Remove the zeros that torch adds to convolutions without bias: runtimes want integer biases or none."""
+    for node in graph:
+        bias = node.inputs[2] if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 2 else None
+        if bias is None or bias.name in parameters:
+            continue
+        values = ir.convenience.get_const_tensor(bias)
+        if values is not None and not values.numpy().any():
+            node.resize_inputs(2)
 
 
 def _remove_markers(graph: ir.Graph) -> None:

@@ -2,8 +2,22 @@
 
 from eqdeploy.pipeline.evaluate import evaluate
 from eqdeploy.pipeline.export import export_profiles
+from eqdeploy.pipeline.fit import fit
+from eqdeploy.pipeline.latency import measure_latency
 from eqdeploy.pipeline.resolve import resolve_profile
+from eqdeploy.pipeline.sample import sample
+from eqdeploy.pipeline.search import search
 from eqdeploy.pipeline.train import train
 from eqdeploy.pipeline.validate import validate_artifact
 
-__all__ = ["evaluate", "export_profiles", "resolve_profile", "train", "validate_artifact"]
+__all__ = [
+    "evaluate",
+    "export_profiles",
+    "fit",
+    "measure_latency",
+    "resolve_profile",
+    "sample",
+    "search",
+    "train",
+    "validate_artifact",
+]

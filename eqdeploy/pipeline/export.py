@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eqdeploy.artifact import artifact_directory, check_destination, write_artifact
@@ -13,7 +13,9 @@ from eqdeploy.exporters.contract import Exporter, export_checked, get_exporter
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
 from eqdeploy.manifest import Provenance, write_manifest
 from eqdeploy.pipeline.configuration import write_configuration
+from eqdeploy.pipeline.evidence import Evidence, EvidenceSource
 from eqdeploy.pipeline.proof import FLOAT, MODEL_FILE, SIMULATED, Subject, measure, prove
+from eqdeploy.pipeline.search import Finding, check_options, check_problem, find_subnet
 from eqdeploy.pipeline.sources import ImageSets, LoadedSupernet, load_image_sets, load_subnet, load_supernet
 from eqdeploy.pipeline.subnets import activate_calibrated, calibrated_classifier, freeze_active
 from eqdeploy.plan import DevicePlan
@@ -21,10 +23,14 @@ from eqdeploy.profile import DeviceProfile, load_profile
 from eqdeploy.progress import Progress
 from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.report import ArtifactReport, CoverageSummary, PlanSummary, write_report
-from eqdeploy.requests import ExportRequest
+from eqdeploy.requests import ExportRequest, SearchOptions
 from eqdeploy.resolve import resolve
 from eqdeploy.results import ExportResult
+from eqdeploy.search.problem import make_problem
 from eqdeploy.validation.accuracy import Accuracy
+
+#: Folder of a search's files in an artifact.
+SEARCH_FOLDER = "search"
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class _Target:
     plan: DevicePlan
     exporter: Exporter
     directory: Path
+    finding: Finding | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
         CheckpointError: If the supernet cannot be loaded.
         DataError: If the images cannot be loaded or do not fit.
         OutputError: If an output folder exists or cannot be written.
-        UsageError: If two profiles have the same name.
+        UsageError: If two profiles have the same name, a subnet is given and searched for, or a search is asked for
+            what cannot be; see :func:`eqdeploy.pipeline.search.search`.
     """
     profiles = [load_profile(reference) for reference in request.profiles]
     _refuse_equal_names(profiles)
@@ -67,6 +75,10 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     directories = [artifact_directory(request.output, profile.name) for profile in profiles]
     for directory in directories:
         check_destination(directory, force=request.force)
+    if request.search is not None:
+        if request.subnet is not None:
+            raise UsageError("cannot be given together with --subnet", where="--search", hint="leave one of them out")
+        check_options(request.search)
     subnet = load_subnet(request.subnet)
     with progress.stage(f"loading {request.supernet} and {request.data}"):
         loaded = load_supernet(request.supernet, request.model)
@@ -79,11 +91,34 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
             calibration=request.calibration_images,
             run_code=request.run_code,
         )
-    targets = [_Target(*parts) for parts in zip(profiles, plans, exporters, directories, strict=True)]
+    findings = _search(request, request.search, loaded, profiles, progress) if request.search else [None] * len(plans)
+    targets = [
+        _Target(profile, plan if finding is None else finding.plan, exporter, directory, finding)
+        for profile, plan, exporter, directory, finding in zip(
+            profiles, plans, exporters, directories, findings, strict=True
+        )
+    ]
     with progress.stage("exporting the network's structure"):
         graph = export_float_graph(loaded.checkpoint.supernet)
     source = _Source(request, loaded, images, graph, _measure_float(request, loaded, images, progress))
     return tuple(_export(source, target, progress) for target in targets)
+
+
+def _search(
+    request: ExportRequest,
+    options: SearchOptions,
+    loaded: LoadedSupernet,
+    profiles: Sequence[DeviceProfile],
+    progress: Progress,
+) -> list[Finding]:
+    """Search for a subnet for each profile; what can be refused of any is refused before the first."""
+    source = EvidenceSource(request.supernet, request.model, request.data, request.run_code, request.output, options)
+    evidence = Evidence(source, loaded, progress)
+    network = loaded.checkpoint.supernet.network
+    problems = [make_problem(profile, network, options) for profile in profiles]
+    for problem in problems:
+        check_problem(problem, evidence)
+    return [find_subnet(problem, evidence, loaded, options, request.seed, progress) for problem in problems]
 
 
 def _refuse_equal_names(profiles: Sequence[DeviceProfile]) -> None:
@@ -127,6 +162,8 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
         with progress.stage(f"writing {target.profile.export.format} files"):
             _write_model(target, model, folder)
             write_encodings(folder, model)
+            if target.finding is not None:
+                target.finding.write(folder / SEARCH_FOLDER)
             write_configuration(
                 folder,
                 request,
@@ -164,7 +201,10 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
         )
         write_report(folder, report)
         write_manifest(folder, provenance)
-    return ExportResult(directory=target.directory, report=report)
+    search = (
+        None if target.finding is None else replace(target.finding.result, directory=target.directory / SEARCH_FOLDER)
+    )
+    return ExportResult(directory=target.directory, report=report, search=search)
 
 
 def _provenance(source: _Source, target: _Target) -> Provenance:

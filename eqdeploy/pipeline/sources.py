@@ -18,6 +18,7 @@ from eqdeploy.yaml_file import suggest
 from eqdeploy.zoo import build, load_factory
 
 _SUFFIX = ".safetensors"
+_PREDICTOR_SUFFIX = ".predictor.safetensors"
 _MAXIMUM_SUBNET_BYTES = 16 << 20
 
 
@@ -58,8 +59,22 @@ class ImageSets:
 
 def shipped_supernets() -> tuple[str, ...]:
     """Names of the supernets that come with eqdeploy."""
-    folder = resources.files("eqdeploy.embedded")
-    return tuple(sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(_SUFFIX)))
+    names = (entry.name for entry in resources.files("eqdeploy.embedded").iterdir())
+    files = (name for name in names if name.endswith(_SUFFIX) and not name.endswith(_PREDICTOR_SUFFIX))
+    return tuple(sorted(name.removesuffix(_SUFFIX) for name in files))
+
+
+def shipped_predictor(digest: str) -> Path | None:
+    """File of the predictor that comes with a shipped supernet, None if none does.
+
+    Args:
+        digest: SHA-256 of the supernet's file.
+    """
+    for name in shipped_supernets():
+        path = Path(str(resources.files("eqdeploy.embedded") / f"{name}{_PREDICTOR_SUFFIX}"))
+        if path.is_file() and hashlib.sha256(supernet_path(name).read_bytes()).hexdigest() == digest:
+            return path
+    return None
 
 
 def supernet_path(reference: str) -> Path:

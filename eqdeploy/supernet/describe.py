@@ -168,6 +168,7 @@ def _layers(graph_module: fx.GraphModule, drafts: dict[str, _Draft], returned: s
                     None if draft.node.name in returned else _foldable_batch_norm(graph_module, draft, drafts, calls)
                 ),
                 macs=_macs(draft, drafts, tuple(weight.shape)),
+                bias=getattr(module, "bias", None) is not None,
             )
         )
     if not layers:

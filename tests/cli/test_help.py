@@ -23,8 +23,12 @@ HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "numpy", "yaml
 COMMON = {"--json", "-q", "--quiet", "-v", "--verbose", "--debug", "-h", "--help"}
 SUPERNET = {"--supernet", "--model"}
 GATES = {"--min-accuracy", "--max-drop"}
+SEARCH = {"--budget", "--predictor", "--latency", "--measurements", "--samples"}
 COMMANDS: dict[tuple[str, ...], set[str]] = {
-    ("export",): SUPERNET | GATES | {"--profile", "-o", "--out", "--data", "--subnet", "--force", "--seed"},
+    ("export",): SUPERNET
+    | GATES
+    | SEARCH
+    | {"--profile", "-o", "--out", "--data", "--subnet", "--search", "--force", "--seed"},
     ("resolve",): SUPERNET | {"--profile", "--subnet"},
     ("validate",): SUPERNET | GATES | {"--data", "--seed"},
     ("eval",): SUPERNET | GATES | {"--data", "--profile", "--subnet", "--seed"},
@@ -32,6 +36,13 @@ COMMANDS: dict[tuple[str, ...], set[str]] = {
         *("-o", "--out", "--model", "--data", "--seed", "--weights", "--supernet", "--float-only", "--tensorboard"),
         *("--resume", "--force"),
     },
+    ("sample",): SUPERNET
+    | {"--count", "-o", "--output", "--data", "--images", "--calibration-images", "--forms", "--seed"},
+    ("fit",): {"-o", "--output", "--target", "--held-out", "--seed", "--force"},
+    ("search",): SUPERNET
+    | SEARCH
+    | {"--profile", "-o", "--out", "--data", "--keep", "--front", "--population", "--generations", "--force", "--seed"},
+    ("latency",): SUPERNET | {"--profile", "-o", "--output", "--runs", "--threads", "--force"},
     ("inspect",): set(),
     ("profiles", "list"): set(),
     ("profiles", "show"): set(),

@@ -35,6 +35,7 @@ LAYERS = (
     ("training",),
     ("quantized_model",),
     ("freeze", "encoding_table"),
+    ("search",),
     ("exporters",),
     ("testing", "validation"),
     ("report",),

@@ -28,6 +28,7 @@ ROWS = (
     ("supernet",),
     ("calibration",),
     ("training", "freeze"),
+    ("search",),
     ("exporters", "profiles"),
     ("validation", "testing"),
     ("report",),
@@ -130,6 +131,12 @@ def loaded_by(*modules: str) -> set[str]:
         (
             ("eqdeploy.network", "eqdeploy.subnet", "eqdeploy.plan", "eqdeploy.profile", "eqdeploy.resolve"),
             {"torch", "onnx", "onnxruntime", "onnxscript"},
+        ),
+        (
+            tuple(
+                f"eqdeploy.search.{name}" for name in ("space", "costs", "integer_program", "feasibility", "genetic")
+            ),
+            {"torch", "onnx", "onnxruntime", "pymoo", "scipy"},
         ),
         (("eqdeploy.quant.form", "eqdeploy.quant.affine", "eqdeploy.quant.encoding"), {"torch", "onnx", "onnxruntime"}),
         (("eqdeploy.quantized_model", "eqdeploy.encoding_table"), {"torch", "onnxruntime"}),
