@@ -61,6 +61,7 @@ def make_problem(profile: DeviceProfile, network: NetworkDescription, options: S
     space = search_space(profile, network)
     latency = None if options.latency is None else LatencyTable.read(options.latency)
     model = CostModel(space, latency)
+    anchor = check_feasible(model, budgets)  # before the front, which without being asked for is the first budget's
     for metric in front:
         if metric not in model.tables:
             raise UsageError(
@@ -71,7 +72,7 @@ def make_problem(profile: DeviceProfile, network: NetworkDescription, options: S
         model=model,
         budgets=budgets,
         front=front if space.genes else (),
-        anchor=check_feasible(model, budgets),
+        anchor=anchor,
         latency_digest=None if options.latency is None else _digest(options.latency),
     )
 

@@ -160,7 +160,7 @@ def test_the_subnet_that_was_found_is_exported(here: Path) -> None:
         (("--budget", "bitops>=3"), 2, ("budgets are limits",)),
         ((*BUDGET, "--budget", "avg_weight_bits<=3"), 2, ("limited twice",)),
         (("--budget", "avg_weight_bits<=1.5"), 2, ("smallest possible: avg_weight_bits<=2",)),
-        (("--budget", "latency_ms<=3"), 2, ("--latency FILE.csv",)),
+        (("--budget", "latency_ms<=3"), 2, ("--budget: latency_ms", "--latency FILE.csv")),
         (("--front", "latency_ms"), 2, ("--front", "--latency FILE.csv")),
         (("--front", "speed"), 2, ("unknown metric 'speed'",)),
         (("--latency", "few.csv"), 2, ("few.csv", "no time for", "W")),
