@@ -167,7 +167,7 @@ def measure_evaluation(threads: int, *, compiled: bool) -> dict[str, Any]:
         calibrated_correct(supernet, calibration, data, PREPROCESSING)
 
     def evaluate_subnet() -> None:
-        if compiled:
+        if subject.execution.evaluate is not None:
             supernet.activate(subnet)
             calibrated_correct(supernet, calibration, data, PREPROCESSING, forward=subject.execution.evaluate)
             return

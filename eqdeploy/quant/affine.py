@@ -5,7 +5,7 @@
 
 The order of operations is that of ONNX ``QuantizeLinear``: divide by the scale (multiplying by its inverse
 differs at ties), round, then add the zero-point, then saturate. Training, the integer reference, the
-exporters and the tests all call these two functions.
+exporters and the tests all call these functions.
 """
 
 from __future__ import annotations
@@ -58,3 +58,27 @@ def dequantize(codes: Array, scale: Any, zero_point: Any) -> Array:
     """
     values: Array = (codes - zero_point) * scale
     return values
+
+
+def quantize_dequantize(
+    x: torch.Tensor, scale: float, zero_point: float, q_min: int, q_max: int, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Both steps with plain numbers: equal to ``dequantize(quantize(...))``, with fewer passes over memory.
+
+    Args:
+        x: Real values, any shape, float32.
+        scale: Positive, a float32 number.
+        zero_point: Integer-valued, inside ``[q_min, q_max]``.
+        q_min: Smallest code.
+        q_max: Largest code.
+        out: Where the result goes, ``x`` to overwrite it; None for a new tensor.
+    """
+    import torch
+
+    codes = torch.div(x, scale, out=out).round_()
+    if zero_point:  # adding zero changes nothing
+        codes.add_(zero_point)
+    codes.clamp_(q_min, q_max)
+    if zero_point:
+        codes.sub_(zero_point)
+    return codes.mul_(scale)

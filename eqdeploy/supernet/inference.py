@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqdeploy.network import NetworkDescription, OpKind
-from eqdeploy.quant.affine import dequantize, quantize
+from eqdeploy.quant.affine import dequantize, quantize, quantize_dequantize
 from eqdeploy.quant.form import Form
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.layers import ElasticConv1d, ElasticConv2d, ElasticConvTranspose2d, ElasticLinear
@@ -80,15 +80,7 @@ class _FixedQuantizer(nn.Module):
         if torch.compiler.is_compiling():
             scale, zero_point, q_min, q_max = self.operands.unbind()
             return dequantize(quantize(x, scale, zero_point, q_min, q_max), scale, zero_point)
-        # The steps of ``affine.quantize`` and ``affine.dequantize``; adding zero would change nothing.
-        codes = x.div_(numbers.scale) if self.overwrite else x.div(numbers.scale)
-        codes.round_()
-        if numbers.zero_point:
-            codes.add_(numbers.zero_point)
-        codes.clamp_(numbers.q_min, numbers.q_max)
-        if numbers.zero_point:
-            codes.sub_(numbers.zero_point)
-        return codes.mul_(numbers.scale)
+        return quantize_dequantize(x, *astuple(numbers), out=x if self.overwrite else None)
 
 
 class InferenceNetwork:

@@ -24,11 +24,12 @@ class Execution:
 
     Attributes:
         train: In the precision of training.
-        evaluate: In float32, as devices are simulated; in evaluation mode only.
+        evaluate: In float32, as devices are simulated, compiled; in evaluation mode only. None where nothing is
+            compiled: an inference network evaluates subnets faster than the supernet itself then.
     """
 
     train: Forward
-    evaluate: Forward
+    evaluate: Forward | None
 
 
 def prepare(supernet: Supernet, settings: ExecutionSettings, progress: Progress) -> Execution:
@@ -54,14 +55,14 @@ def prepare(supernet: Supernet, settings: ExecutionSettings, progress: Progress)
     lower = settings.precision is Precision.BFLOAT16
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
 
-    def evaluate(images: Tensor) -> Tensor:
+    def laid_out(images: Tensor) -> Tensor:
         return run(images.contiguous(memory_format=layout) if images.ndim == 4 else images)
 
     def train(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=lower):
-            return evaluate(images).float()
+            return laid_out(images).float()
 
-    return Execution(train=train, evaluate=evaluate)
+    return Execution(train=train, evaluate=None if run is supernet else laid_out)
 
 
 @contextmanager

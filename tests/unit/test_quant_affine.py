@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from eqdeploy.quant.affine import dequantize, quantize
+from eqdeploy.quant.affine import dequantize, quantize, quantize_dequantize
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 
@@ -140,6 +140,13 @@ def test_numpy_torch_and_the_specification_agree_in_every_code(data: st.DataObje
     assert in_torch.numpy().astype(np.int32).tolist() == codes.tolist()
     values = dequantize(in_torch, torch.tensor(encoding.scale), float(zero_point)).numpy()
     assert np.array_equal(values, encoding.dequantize(codes))
+    numbers = (float(encoding.scale), float(zero_point), encoding.q_min, encoding.q_max)
+    given_values = torch.from_numpy(x.copy())
+    at_once = quantize_dequantize(given_values, *numbers)
+    assert np.array_equal(at_once.numpy(), values)
+    assert np.array_equal(given_values.numpy(), x)
+    assert quantize_dequantize(given_values, *numbers, out=given_values) is given_values
+    assert np.array_equal(given_values.numpy(), values)
 
 
 @settings(deadline=None, max_examples=40)

@@ -10,9 +10,12 @@ from torch import Tensor
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
 from eqdeploy.data import LabelledImages, Preprocessing
 from eqdeploy.errors import DataError
+from eqdeploy.progress import SilentProgress
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.training.evaluate import calibrated_correct, evaluate_grid, even_batches
+from eqdeploy.training.execution import prepare
+from eqdeploy.training.settings import ExecutionSettings, Precision
 from tests.unit.training_support import small_supernet
 
 PREPROCESSING = Preprocessing((8, 8), 1, (0.5,), (0.25,))
@@ -52,6 +55,21 @@ def test_the_grid_has_a_row_for_every_form_and_agrees_with_one_by_one() -> None:
         assert row.correct == int((predicted == data.labels).sum())
         assert row.accuracy == row.correct / 40
     assert len({row.correct for row in evaluation.rows}) > 1  # random weights: the forms do differ
+
+
+def test_the_inference_network_counts_as_the_supernet_does() -> None:
+    supernet, data = small_supernet(), held_out()
+    with torch.no_grad():
+        plain = evaluate_grid(
+            supernet, calibration=calibration(), data=data, preprocessing=PREPROCESSING, forward=supernet
+        )
+    assert evaluate_grid(supernet, calibration=calibration(), data=data, preprocessing=PREPROCESSING) == plain
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_without_compilation_a_training_evaluates_with_the_inference_network(precision: Precision) -> None:
+    settings = ExecutionSettings(precision=precision, compile=False)
+    assert prepare(small_supernet(), settings, SilentProgress()).evaluate is None
 
 
 def test_nothing_about_the_supernet_changes() -> None:
