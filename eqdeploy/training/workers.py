@@ -15,6 +15,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Must come before the processes join: default arguments of this module hold the group of processes that there is when
+# it is imported. A group that is held keeps its threads when it is destroyed, and a thread that still lets go of a
+# tensor while the interpreter ends aborts the process. torch imports the module itself sooner or later.
+import torch.distributed.nn.functional
 from torch import nn
 
 from eqdeploy.errors import EqDeployError, ReportedError, TrainingError, UsageError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -128,6 +129,16 @@ def test_what_processes_share(together: tuple[Path, list[dict[str, Tensor]]]) ->
         assert found["broadcast.running_var"].tolist() == [1.0] * 3
         assert found["broadcast.num_batches_tracked"] == 1
         assert found["broadcast.flag"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs a system that lists threads in /proc")
+def test_no_thread_outlives_the_group(tmp_path: Path) -> None:
+    finished = run("tests.unit.workers_program", "threads", tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    for rank in range(2):
+        inside, after = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert any("gloo" in name for name in inside)
+        assert not any("gloo" in name for name in after), "such a thread can abort a process that ends"
 
 
 @dataclass(frozen=True)
