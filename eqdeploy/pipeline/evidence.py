@@ -19,7 +19,7 @@ from eqdeploy.requests import DEFAULT_SAMPLES, FitRequest, SampleRequest, Search
 from eqdeploy.search.encoding import SubnetEncoding
 from eqdeploy.search.measurement import SubnetMeasurement
 from eqdeploy.search.outcome import MeasuredOn, PredictorRecord
-from eqdeploy.search.predictor import Predictor
+from eqdeploy.search.predictor import Predictor, Target
 from eqdeploy.search.sampling import sample_subnets
 from eqdeploy.search.space import SearchSpace
 from eqdeploy.search.store import HEADER_FILE, MeasurementStore, Source
@@ -135,6 +135,9 @@ class Evidence:
     def found(self) -> FoundPredictor:
         """The predictor that is given, else the shipped one of this supernet and data, else one that is fitted here."""
         if self._given is not None:
+            fitted_on = self._given.predictor.provenance.get("data_digest")
+            if fitted_on not in (None, self._data.digest):
+                self._progress.note(f"{self._given.path} was fitted to measurements on other images")
             return self._given
         options = self._source.options
         shipped = shipped_predictor(self._loaded.digest)
@@ -196,7 +199,8 @@ class Evidence:
         digest = measurements_digest(list(_measured(folder).items()))
         if path.is_file():
             kept = self._read(path, "fitted")
-            if kept.predictor.provenance.get("measurements_digest") == digest:
+            same = kept.predictor.provenance.get("measurements_digest") == digest
+            if same and kept.predictor.target is Target.CROSS_ENTROPY:
                 return kept
         fit(FitRequest(folder, path, force=True), self._progress)
         return self._read(path, "fitted")

@@ -83,7 +83,7 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     with progress.stage(f"loading {request.supernet} and {request.data}"):
         loaded = load_supernet(request.supernet, request.model)
         network = loaded.checkpoint.supernet.network
-        plans = [resolve(profile, network, subnet) for profile in profiles]
+        plans = [] if request.search else [resolve(profile, network, subnet) for profile in profiles]
         images = load_image_sets(
             request.data,
             loaded.checkpoint.preprocessing,
@@ -91,13 +91,11 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
             calibration=request.calibration_images,
             run_code=request.run_code,
         )
-    findings = _search(request, request.search, loaded, profiles, progress) if request.search else [None] * len(plans)
-    targets = [
-        _Target(profile, plan if finding is None else finding.plan, exporter, directory, finding)
-        for profile, plan, exporter, directory, finding in zip(
-            profiles, plans, exporters, directories, findings, strict=True
-        )
-    ]
+    findings: list[Finding | None] = [None] * len(profiles)
+    if request.search is not None:
+        findings = [*_search(request, request.search, loaded, profiles, progress)]
+        plans = [finding.plan for finding in findings if finding is not None]
+    targets = [_Target(*parts) for parts in zip(profiles, plans, exporters, directories, findings, strict=True)]
     with progress.stage("exporting the network's structure"):
         graph = export_float_graph(loaded.checkpoint.supernet)
     source = _Source(request, loaded, images, graph, _measure_float(request, loaded, images, progress))

@@ -11,7 +11,9 @@ import torch
 
 from eqdeploy import __version__
 from eqdeploy.data import LoadOptions, load_data
-from eqdeploy.data.labelled import LabelledImages
+from eqdeploy.data.labelled import LabelledImages, spread_indices
+from eqdeploy.data.preprocessing import Preprocessing
+from eqdeploy.errors import EqDeployError
 from eqdeploy.pipeline.sources import LoadedSupernet, check_classes
 from eqdeploy.progress import Progress
 from eqdeploy.requests import CALIBRATION_IMAGES
@@ -27,6 +29,12 @@ _IMAGES = 10_000
 #: At most one of so many training images is for calibration, unless more are asked for: the more images judge, the more
 #: of what they say can be predicted.
 _CALIBRATION_SHARE = 6
+
+#: Subnets that each process measures before it hears of the others.
+_TOGETHER = 4
+
+#: Images by which it is told whether the test images are the training images.
+_COMPARED = 64
 
 #: Multiply-accumulate operations from which on compiling pays: ten minutes of one core, of which it saves three.
 _COMPILED_FROM = 2e13
@@ -50,7 +58,9 @@ class Measuring:
 def load_training_images(
     reference: str, loaded: LoadedSupernet, progress: Progress, *, run_code: bool
 ) -> LabelledImages:
-    """Load the training images of a data set; its test images are never touched.
+    """Load the training images of a data set.
+
+    Its test images are only looked at to tell whether they are others: a single archive has but one set of images.
 
     Raises:
         DataError: If they are missing, do not fit the network, or their classes are not the supernet's.
@@ -60,7 +70,21 @@ def load_training_images(
     options = LoadOptions(run_code=run_code, progress=progress)
     data = load_data(reference, split="train", preprocessing=checkpoint.preprocessing, options=options)
     check_classes(data, tuple(checkpoint.metadata.classes), reference)
+    if _is_every_split(data, reference, checkpoint.preprocessing, options):
+        progress.note(
+            f"{reference} has no test images of its own: subnets are chosen by the images that accuracies are told of"
+        )
     return data
+
+
+def _is_every_split(data: LabelledImages, reference: str, preprocessing: Preprocessing, options: LoadOptions) -> bool:
+    """Whether the test images of a data set are its training images."""
+    try:
+        test = load_data(reference, split="test", preprocessing=preprocessing, limit=_COMPARED, options=options)
+    except EqDeployError:
+        return False  # there are none, or none that can be read: whoever needs them will say so
+    first = spread_indices(len(data), _COMPARED)
+    return np.array_equal(data.images[first], test.images) and np.array_equal(data.labels[first], test.labels)
 
 
 def prepare_measuring(
@@ -122,6 +146,8 @@ def measure_into(
 ) -> None:
     """Measure this process's share of subnets, each written as soon as it is measured.
 
+    The processes meet every few subnets, so that an error in one soon ends all.
+
     Args:
         appender: Where the measurements go.
         measuring: What to measure with.
@@ -139,14 +165,23 @@ def measure_into(
     compiled = wanted and compiler_available()
     if wanted and not compiled:
         progress.note("no C++ compiler is installed: measuring takes half as long again")
+    if measuring.header.compiled and not wanted:
+        progress.note(
+            f"{appender.store.folder} was begun without a compiled graph and goes on so; a new folder takes less time"
+        )
     images = measuring.images
-    calibration = calibration_tensor(
-        images.calibration, checkpoint.preprocessing, checkpoint.augmentation, measuring.header.seed
-    )
-    measurer = Measurer(checkpoint.supernet, calibration, images.held_back, checkpoint.preprocessing, compiled=compiled)
+    with workers.together():
+        calibration = calibration_tensor(
+            images.calibration, checkpoint.preprocessing, checkpoint.augmentation, measuring.header.seed
+        )
+        measurer = Measurer(
+            checkpoint.supernet, calibration, images.held_back, checkpoint.preprocessing, compiled=compiled
+        )
+    together = _TOGETHER * workers.world_size
     with progress.stage(stage, total=len(missing)) as advance:
-        for first in range(0, len(missing), workers.world_size):
-            own = first + workers.rank
-            if own < len(missing):
-                appender.append(missing[own], measurer.measure(missing[own]))
-            advance(min(workers.world_size, len(missing) - first))
+        for first in range(0, len(missing), together):
+            part = missing[first : first + together]
+            with workers.together():
+                for own in range(workers.rank, len(part), workers.world_size):
+                    appender.append(part[own], measurer.measure(part[own]))
+                    advance(min(workers.world_size, len(part) - own))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from eqdeploy.pipeline.measuring import load_training_images, measure_into, prepare_measuring
 from eqdeploy.pipeline.sources import LoadedSupernet, load_supernet
@@ -59,10 +60,11 @@ def sample(request: SampleRequest, progress: Progress, workers: Workers = ALONE)
     kept, missing = workers.from_main(prepare)
     store = MeasurementStore(request.output, kept)
     started = time.monotonic()
-    with workers.together():
+    with ExitStack() as opened:
         if missing:
-            with store.appending(workers.rank) as appender:
-                measure_into(appender, measuring, missing, progress, workers)
+            with workers.together():
+                appender = opened.enter_context(store.appending(workers.rank))
+            measure_into(appender, measuring, missing, progress, workers)
     seconds = time.monotonic() - started
     return _summary(store, loaded, subnets, measured=len(missing), seconds=seconds)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eqdeploy import __version__
 from eqdeploy.artifact import artifact_directory, check_destination, write_artifact
-from eqdeploy.errors import UsageError
+from eqdeploy.errors import EqDeployError, UsageError
 from eqdeploy.pipeline.evidence import Evidence, EvidenceSource
 from eqdeploy.pipeline.search_files import recognize_search, write_search
 from eqdeploy.pipeline.sources import LoadedSupernet, load_supernet
@@ -32,6 +32,7 @@ from eqdeploy.search.pareto import ParetoTable, pareto_table
 from eqdeploy.search.predictor import Prediction, Target
 from eqdeploy.search.problem import SearchProblem, layer_widths, make_problem
 from eqdeploy.search.surrogate import Predict, Surrogate, fit_surrogate
+from eqdeploy.search.tables import AdditiveTable
 
 #: Packages that a search needs.
 _PACKAGES = ("pymoo", "scipy.optimize", "scipy.stats", "matplotlib.figure")
@@ -181,8 +182,7 @@ def _search(
     model = problem.model
     with progress.stage("solving the integer program"):
         surrogate = fit_surrogate(predict, target, model, problem.budgets, problem.anchor, seed)
-        program = minimize(surrogate.table, model.limits(problem.budgets), node_limit=_NODES)
-    assert program is not None  # make_problem() found choices that keep the budgets
+        program = _program(surrogate.table, problem, progress)
 
     def loss(choices: NDArray[np.int64]) -> NDArray[np.float64]:
         return predict(choices).loss
@@ -202,6 +202,20 @@ def _search(
         progress=progress,
     )
     return _Searched(surrogate, program, genetic, front)
+
+
+def _program(table: AdditiveTable, problem: SearchProblem, progress: Progress) -> Optimum:
+    """The surrogate's optimum; where the solver finds none in time, some subnet, and a bound that is certain."""
+    try:
+        program = minimize(table, problem.model.limits(problem.budgets), node_limit=_NODES)
+    except EqDeployError as error:
+        progress.note(f"the integer program was not solved: {error.message}")
+        program = None
+    if program is not None:
+        return program
+    lowest = sum(float(values.min()) for values in table.singles)
+    value = float(table(problem.anchor[None])[0])
+    return Optimum(problem.anchor, value, (table.constant + lowest) / table.divisor)
 
 
 def _gap(searched: _Searched, candidates: Candidates, prediction: Prediction, chosen: int) -> OptimalityGap:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Context, Decimal, DecimalException
 from enum import StrEnum
 
 from eqdeploy.errors import UsageError
@@ -15,12 +15,13 @@ class Metric(StrEnum):
     """What a subnet costs. Everything can be recomputed from the exported model.
 
     Attributes:
-        AVG_WEIGHT_BITS: Mean width of weights by their number, without the first and the last layer (EQ-Net).
-        AVG_ACTIVATION_BITS: Mean width of the tensors that layers read, each once, by their number of values, without
-            those that the first and the last layer read. Widths are the device's.
+        AVG_WEIGHT_BITS: Mean width that weights were trained at by their number, without the first and the last layer
+            (EQ-Net).
+        AVG_ACTIVATION_BITS: Mean width on the device of the tensors that layers read, each once, by their number of
+            values, without those that the first and the last layer read.
         MODEL_BYTES: Bytes of the weights of all layers, each layer's packed at its width, and 4 for each bias.
         BITOPS: Sum over all layers of multiply-accumulates × width of the weight × width of the input on the device.
-        LATENCY_MS: Sum over all layers of the milliseconds in a table that was measured.
+        LATENCY_MS: Sum over all layers of the milliseconds in a table that was measured, to the nanosecond.
     """
 
     AVG_WEIGHT_BITS = "avg_weight_bits"
@@ -53,6 +54,9 @@ UNITS: Mapping[Metric, Mapping[str, Decimal]] = {
 _BUDGET = re.compile(
     r"\s*(?P<metric>\w+)\s*(?P<sign>[^\w\s.+-]+)\s*(?P<number>[^\sA-Za-z]*(?:[eE][+-]?\d+)?)\s*(?P<unit>[A-Za-z]*)\s*"
 )
+#: Enough for every float with four decimals.
+_DIGITS = Context(prec=320)
+
 _EXAMPLE = "write for example avg_weight_bits<=3.5, model_bytes<=200KiB or bitops<=1.2G"
 
 
@@ -97,10 +101,10 @@ def parse_budget(text: str) -> Budget:
         raise UsageError(f"unknown unit {unit!r}", where=where, hint=f"units of {metric}: {units}")
     try:
         value = Decimal(amount) * UNITS[metric][unit]
-    except InvalidOperation:
+    except DecimalException:  # no number, or one with an exponent beyond all bounds
         value = Decimal("NaN")
     limit = float(value)
-    if not value.is_finite() or value <= 0 or limit == float("inf"):
+    if not 0 < limit < float("inf"):  # false for no number, too
         raise UsageError(f"{amount!r} is not a number above 0", where=where, hint=_EXAMPLE)
     return Budget(metric, limit)
 
@@ -133,4 +137,4 @@ def rounded_up(value: float) -> float:
     >>> rounded_up(2.00001), rounded_up(3.5)
     (2.0001, 3.5)
     """
-    return float(Decimal(repr(value)).quantize(Decimal("0.0001"), rounding=ROUND_CEILING))
+    return float(Decimal(repr(value)).quantize(Decimal("0.0001"), rounding=ROUND_CEILING, context=_DIGITS))

@@ -128,11 +128,11 @@ def report_rows(
 
 
 def _random(problem: SearchProblem, seed: int) -> Choices:
-    """Random subnets that use the budgets up as far as steps of one width can."""
+    """Random subnets in which no width can be raised without breaking a budget."""
     random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_PURPOSE,)))
     repair = Repair(problem.model, problem.budgets, problem.anchor)
     kept = repair(random_choices(problem.space, _RANDOM, random), random)
-    return repair.filled(kept, problem.space.sizes, random) if problem.budgets else kept
+    return repair.exhausted(kept, problem.space.sizes, random) if problem.budgets else kept
 
 
 def _by_accuracy(row: SearchRow) -> tuple[float, float]:

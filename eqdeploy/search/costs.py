@@ -30,6 +30,10 @@ __all__ = [
 ]
 
 _BYTES_PER_BIAS = 4
+
+#: Times are added up as whole nanoseconds: sums of fractions depend on their order in the last digit, and then a limit
+#: that is exactly kept seems broken.
+_NANOSECONDS = 1e6
 _MOST_NAMED = 3
 
 #: Cost of one layer for a width of its weight and a width of its input.
@@ -72,16 +76,11 @@ class CostModel:
         }
         if latency is not None:
             self._check_complete(latency)
-            times = latency.milliseconds
+            times = {key: float(round(time * _NANOSECONDS)) for key, time in latency.milliseconds.items()}
             self.tables = {
                 **self.tables,
-                Metric.LATENCY_MS: self._by_layer(lambda layer, w, a: times[layer.name, w, a]),
+                Metric.LATENCY_MS: self._by_layer(lambda layer, w, a: times[layer.name, w, a], divisor=_NANOSECONDS),
             }
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """What can be computed."""
-        return tuple(self.tables)
 
     @property
     def widths(self) -> Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -166,9 +165,9 @@ class CostModel:
             table.add_single(widths.gene, np.array(widths.bits, np.float64) * count)
         return table.finished()
 
-    def _by_layer(self, cost: _LayerCost) -> AdditiveTable:
-        """Sum over all layers."""
-        table = self._empty(divisor=1.0)
+    def _by_layer(self, cost: _LayerCost, *, divisor: float = 1.0) -> AdditiveTable:
+        """Sum over all layers of whole numbers."""
+        table = self._empty(divisor=divisor)
         for layer in self.space.network.layers:
             weight, source = self._weights[layer.name], self._tensors[layer.input_tensor]
             values = np.array([[cost(layer, w, a) for a in source.bits] for w in weight.bits], np.float64)

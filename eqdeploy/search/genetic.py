@@ -20,6 +20,9 @@ from eqdeploy.search.dependencies import require
 from eqdeploy.search.feasibility import check_feasible
 from eqdeploy.search.repair import Repair
 
+#: Purpose of random numbers.
+_FIRST_GENERATION = 3
+
 #: Estimated loss, shape (P,), of choices of shape (P, G); lower is better.
 Objective = Callable[[NDArray[np.int64]], NDArray[np.floating]]
 
@@ -242,5 +245,6 @@ def _begin(
         raise ValueError(f"seeds must be choices of {len(sizes)} genes, got an array of shape {given.shape}")
     repair = Repair(model, budgets, check_feasible(model, budgets))
     breeding = Breeding(sizes, repair, settings.mutation_probability)
-    random = np.random.default_rng(settings.seed)
+    # Not the stream that pymoo draws from with the same seed.
+    random = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(_FIRST_GENERATION,)))
     return breeding, breeding.first_generation(given, settings.population, random)

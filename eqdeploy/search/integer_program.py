@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eqdeploy.errors import EqDeployError
 from eqdeploy.search.budgets import Budget
 from eqdeploy.search.costs import CostModel
 from eqdeploy.search.dependencies import require
@@ -20,8 +21,12 @@ from eqdeploy.search.tables import AdditiveTable, PairTable
 #: Coefficients of rows are scaled to this magnitude: HiGHS accepts absolute errors of 1e-6.
 _MAGNITUDE = 1e4
 
-#: Solutions that break a limit by less than HiGHS notices are cut off one by one, but not forever.
-_MOST_CUTS = 1000
+#: Solutions that break a limit by less than HiGHS notices are cut off one by one, but not forever: limits of sums of
+#: whole numbers lie between two of them, so that it notices.
+_MOST_CUTS = 100
+
+#: Up to here neighbouring whole numbers are different floats.
+_EXACT = float(1 << 53)
 
 #: Status codes of scipy.optimize.milp.
 _OPTIMAL, _LIMIT_REACHED, _INFEASIBLE = 0, 1, 2
@@ -62,7 +67,7 @@ def optimum(
     Raises:
         MissingDependencyError: If scipy is not installed.
         UsageError: If the latency is limited and there is no table of times.
-        RuntimeError: If the solver fails, or finds nothing within ``node_limit``.
+        EqDeployError: If the solver fails, or finds nothing within ``node_limit``.
     """
     return minimize(surrogate, model.limits(budgets), node_limit=node_limit)
 
@@ -87,7 +92,7 @@ def minimize(objective: AdditiveTable, limits: Limits, *, node_limit: int | None
         if found is None or _within(limits, found.choices):
             return found
         program.cut_off(found.choices)
-    raise RuntimeError("the integer program finds no solution that keeps the budgets exactly")
+    raise EqDeployError(f"the solver found nothing that keeps the budgets exactly in {_MOST_CUTS} attempts")
 
 
 class _Program:
@@ -139,7 +144,7 @@ class _Program:
         if result.status == _INFEASIBLE:
             return None
         if result.x is None or result.status not in (_OPTIMAL, _LIMIT_REACHED):
-            raise RuntimeError(f"the integer program failed: {result.message}")
+            raise EqDeployError(f"the solver failed: {result.message}")
         choices = np.array(
             [
                 int(np.argmax(result.x[start : start + size]))
@@ -174,7 +179,7 @@ class _Program:
         coefficients = self._coefficients(table)
         columns = np.flatnonzero(coefficients)
         scale = _MAGNITUDE / max(float(np.abs(coefficients).max()), np.finfo(float).tiny)
-        largest = (limit * table.divisor - table.constant) * scale
+        largest = (_largest_total(table, limit) - table.constant) * scale
         if len(columns):
             self._add(columns, coefficients[columns] * scale, -np.inf, largest)
         elif table.constant / table.divisor > limit:
@@ -197,6 +202,22 @@ class _Program:
         self._rows.append(values)
         self._lower.append(lower)
         self._upper.append(upper)
+
+
+def _largest_total(table: AdditiveTable, limit: float) -> float:
+    """A bound on the sum before the division that tells what keeps a limit from what does not.
+
+    Of whole numbers the next one above the largest that keeps the limit is a whole step away: the bound is half a step
+    above, far from both.
+    """
+    total = limit * table.divisor
+    parts = [*table.singles, *(pair.values for pair in table.pairs), np.array([table.constant])]
+    if not abs(total) < _EXACT or any((part != np.rint(part)).any() for part in parts):
+        return total
+    # The product is rounded: what counts is the quotient, as the table computes it.
+    whole = np.rint(total)
+    whole = whole - 1 if whole / table.divisor > limit else whole
+    return float(np.floor(whole)) + 0.5
 
 
 def _within(limits: Limits, choices: NDArray[np.int64]) -> bool:

@@ -13,9 +13,14 @@ from eqdeploy.files import read_bounded
 from eqdeploy.quant.form import MAXIMUM_BITS
 from eqdeploy.text import printable
 
+_WIDTHS = tuple(str(bits) for bits in range(1, MAXIMUM_BITS + 1))
+
 COLUMNS = ("layer", "weight_bits", "activation_bits", "milliseconds")
 
 _MAXIMUM_BYTES = 16 << 20
+
+#: Longer times of one layer are taken for errors; sums of so many nanoseconds are exact.
+_MOST_MILLISECONDS = 1e6
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class LatencyTable:
     """Milliseconds of single layers.
 
     Attributes:
-        milliseconds: Time by layer name, width of the weight and width of the input on the device.
+        milliseconds: Time by layer name, width of the weight and width of the input on the device; 0 to 1,000,000.
         where: The file that it was read from, for messages.
     """
 
@@ -75,13 +80,15 @@ def _parse(row: list[str], where: str) -> tuple[tuple[str, int, int], float]:
         raise UsageError(f"{len(row)} values instead of {len(COLUMNS)}", where=where, hint=",".join(COLUMNS))
     widths: list[int] = []
     for column, text in zip(COLUMNS[1:3], row[1:3], strict=True):
-        if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MAXIMUM_BITS):
+        if text not in _WIDTHS:
             raise UsageError(f"{column}: {printable(text)!r} is no width of 1 to {MAXIMUM_BITS} bits", where=where)
         widths.append(int(text))
     try:
         value = float(row[3])
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise UsageError(f"milliseconds: {printable(row[3])!r} is no time", where=where)
+    if not 0 <= value <= _MOST_MILLISECONDS:  # false for no number, too
+        raise UsageError(
+            f"milliseconds: {printable(row[3])!r} is no time", where=where, hint=f"0 to {_MOST_MILLISECONDS:.0f}"
+        )
     return (row[0], widths[0], widths[1]), value

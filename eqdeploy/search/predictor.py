@@ -16,7 +16,9 @@ from safetensors.numpy import save
 
 from eqdeploy.errors import CheckpointError, UsageError
 from eqdeploy.files import model_error, write_atomically
+from eqdeploy.quant.form import Form
 from eqdeploy.search.encoding import Column, SubnetEncoding
+from eqdeploy.search.genes import Role
 from eqdeploy.search.measurement import Score
 from eqdeploy.search.space import SearchSpace
 
@@ -210,14 +212,23 @@ class Predictor:
         for gene in space.genes:
             for bits, forms in zip(gene.bits, gene.forms, strict=True):
                 names = [(str(gene.role), name, form) for name, form in zip(gene.names, forms, strict=True)]
-                if not all(self.seen[self.encoding.ones(*name)].all() for name in names):
+                if not self._has_seen(names):
                     unknown.append(f"{gene.names[0]} at {bits} bits")
+        searched = {(gene.role, name) for gene in space.genes for name in gene.names}
+        for role, fixed in ((Role.WEIGHT, space.base.weights), (Role.ACTIVATION, space.base.activations)):
+            for name, form in fixed:
+                if (role, name) not in searched and not self._has_seen([(str(role), name, form)]):
+                    unknown.append(f"{name} at {form.bits} bits")
         if unknown:
             listed = ", ".join(unknown[:_MOST_NAMED]) + (", ..." if len(unknown) > _MOST_NAMED else "")
             raise UsageError(
                 f"the predictor never saw {listed}",
                 hint="sample more subnets, or with --forms per_layer, and fit again",
             )
+
+    def _has_seen(self, names: Sequence[tuple[str, str, Form]]) -> bool:
+        """Whether every one of some weights and tensors has had its form in some subnet that this was fitted to."""
+        return all(self.seen[self.encoding.ones(*name)].all() for name in names)
 
 
 class _Metadata(BaseModel):

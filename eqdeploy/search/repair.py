@@ -77,6 +77,29 @@ class Repair:
             filled[fits] = raised[fits]
         return filled
 
+    def exhausted(
+        self, choices: NDArray[np.int64], sizes: NDArray[np.int64], random: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Raise genes in random order, a width at a time, until no gene can be raised without breaking a budget.
+
+        Args:
+            choices: Choices that keep the budgets, shape (P, G).
+            sizes: Number of choices of each gene, shape (G,).
+            random: Source of randomness.
+        """
+        full = choices.copy()
+        rows = np.arange(len(choices))
+        changed = True
+        while changed:
+            changed = False
+            for genes in random.permuted(np.tile(np.arange(len(sizes)), (len(choices), 1)), axis=1).T:
+                raised = full.copy()
+                raised[rows, genes] = np.minimum(raised[rows, genes] + 1, sizes[genes] - 1)
+                better = self.feasible(raised) & (raised != full).any(axis=1)
+                full[better] = raised[better]
+                changed = changed or bool(better.any())
+        return full
+
     def _moved(
         self, choices: NDArray[np.int64], useful: NDArray[np.bool_], random: np.random.Generator
     ) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, TypedDict
 
@@ -246,22 +246,14 @@ class MeasurementStore:
         """
         for number in itertools.count() if process is None else (process,):
             path = self.folder / f"measurements-{number}.jsonl"
-            try:
-                with path.open("a+b") as stream:
-                    try:
-                        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError as error:
-                        if process is None:
-                            continue
-                        raise OutputError(
-                            "another run writes to it", where=str(path), hint="wait for its end"
-                        ) from error
-                    stream.seek(0)
-                    stream.truncate(stream.read().rfind(b"\n") + 1)
-                    yield Appender(self, stream, path)
-                    return
-            except OSError as error:
-                raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
+            stream = _locked(path)
+            if stream is None:
+                if process is None:
+                    continue
+                raise OutputError("another run writes to it", where=str(path), hint="wait for its end")
+            with stream:
+                yield Appender(self, stream, path)
+            return
 
     def line(self, subnet: SubnetConfig, measurement: SubnetMeasurement) -> bytes:
         """One measurement as it is written.
@@ -305,6 +297,27 @@ class MeasurementStore:
             raise DataError("more images are correct than there are", where=where)
         first, second = (Score(*numbers) for numbers in zip(line.correct, line.images, line.cross_entropy, strict=True))
         return line.digest, subnet, SubnetMeasurement((first, second))
+
+
+def _locked(path: Path) -> BinaryIO | None:
+    """Open a file to append whole lines to, or None if another run has it open.
+
+    Raises:
+        OutputError: If it cannot be written to.
+    """
+    try:
+        with ExitStack() as opened:
+            stream = opened.enter_context(path.open("a+b"))
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            stream.seek(0)
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+            opened.pop_all()
+            return stream
+    except OSError as error:
+        raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
 
 
 class Appender:

@@ -15,11 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-
-# Must come before the processes join: default arguments of this module hold the group of processes that there is when
-# it is imported. A group that is held keeps its threads when it is destroyed, and a thread that still lets go of a
-# tensor while the interpreter ends aborts the process. torch imports the module itself sooner or later.
-import torch.distributed.nn.functional
 from torch import nn
 
 from eqdeploy.errors import EqDeployError, ReportedError, TrainingError, UsageError
@@ -221,8 +216,8 @@ class Workers:
         except RuntimeError as error:
             if self.is_main:
                 raise TrainingError(
-                    "another process of this training has ended, or cannot be reached",
-                    hint="the launcher says which; start again with --resume",
+                    "another process of this run has ended, or cannot be reached",
+                    hint="the launcher says which; start again, a training with --resume",
                 ) from error
             raise ReportedError(TrainingError.exit_code) from error
 
@@ -250,6 +245,13 @@ def join_workers() -> Iterator[Workers]:
         return
     rank = _environment("RANK", 0)
     workers = Workers(rank, world_size, _environment("LOCAL_RANK", rank))
+    if not dist.is_available():
+        raise UsageError("this torch cannot join several processes", where="$WORLD_SIZE", hint="start a single one")
+    # Must come first: default arguments of this module hold the group of processes that there is when it is imported.
+    # A group that is held keeps its threads when it is destroyed, and a thread that still lets go of a tensor while the
+    # interpreter ends aborts the process. torch imports the module itself sooner or later.
+    import torch.distributed.nn.functional
+
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_TIMEOUT)

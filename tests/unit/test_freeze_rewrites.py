@@ -100,8 +100,9 @@ def test_group_normalization_becomes_instance_normalization(groups: int, shape: 
 
 def test_a_convolution_without_bias_gets_none_and_a_bias_of_zeros_is_kept() -> None:
     upwards = nn.ConvTranspose2d(4, 3, 2, stride=2, bias=False)
-    model = nn.Sequential(conv(bias=False), nn.ReLU(), conv(4, 4), nn.ReLU(), upwards)
-    nn.init.zeros_(model[2].bias)
+    zero = conv(4, 4)
+    zero.bias = nn.Parameter(torch.zeros(4))
+    model = nn.Sequential(conv(bias=False), nn.ReLU(), zero, nn.ReLU(), upwards)
     graph = exported(model, 3, 8, 8)
     layers = [node for node in graph.graph.node if node.op_type in ("Conv", "ConvTranspose")]
     assert [node.input[1:] for node in layers] == [["0.weight"], ["2.weight", "2.bias"], ["4.weight"]]

@@ -260,7 +260,7 @@ def test_a_killed_process_ends_the_others(data: Path, tmp_path: Path) -> None:
     assert second[0] == -signal.SIGKILL
     assert first[0] == 50
     assert first[1].count("\n") == 1
-    assert first[1].startswith("error: another process of this training has ended")
+    assert first[1].startswith("error: another process of this run has ended")
     assert (tmp_path / "run" / "state.safetensors").exists()
 
 
