@@ -61,8 +61,9 @@ def main() -> None:
     tables = [
         f"{len(measured)} subnets of {header.supernet.name} on {header.images} held-back training images of "
         f"{header.data.name}; fitted to {options.training}, judged on the other {len(measured) - options.training}, "
-        f"mean over {options.splits} splits (smallest and largest in brackets). The last row is what one half of the "
-        "images says about the other."
+        f"mean over {options.splits} splits (smallest and largest in brackets, no confidence interval: the splits "
+        "overlap). The last two rows are about other images than those that are known: what one half of them, "
+        "measured, says about the other half, and what a predictor of one half says about the other."
     ]
     for name in options.target:
         target = Target(name)
@@ -75,6 +76,8 @@ def main() -> None:
         for key in ("count", "supernet", "data", "images", "training", "splits", "name")
         if getattr(options, key) not in (None, parser.get_default(key))
     )
+    if options.target != parser.get_default("target"):
+        command += f" --target {' '.join(options.target)}"
     write_results(f"search-predictor-{options.name}", command, figures, tables)
 
 
@@ -99,8 +102,16 @@ def split(
         for name, values in predictions.items()
     }
     first, second = ([found.halves[part] for found in measurements] for part in (0, 1))
-    rows["half of the images"] = correlations(
-        target.losses(first), target.losses(second), target.transformed(first), target.transformed(second)
+    judged = target.losses(second), target.transformed(second)
+    measured_half = target.losses(first)
+    rows["one half, measured, for the other"] = correlations(
+        measured_half, judged[0], target.transformed(first), judged[1]
+    )
+    halved = [SubnetMeasurement((found.halves[0], found.halves[0])) for found in known_found]
+    half = fit_predictor(encoding, known_subnets, halved, target=target, seed=seed)
+    predicted_half = half.predict(encoding.encode(subnets)).loss
+    rows["predictor of one half, for the other"] = correlations(
+        predicted_half, judged[0], target.normalized(predicted_half), judged[1]
     )
     return rows
 

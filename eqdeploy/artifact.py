@@ -68,8 +68,10 @@ def check_destination(directory: Path, *, force: bool, recognize: Recognize = re
 
     Raises:
         OutputError: If something is there that must not be replaced: a file, a folder that holds no artifact
-            (not even with ``force``), or an artifact without ``force``.
+            (not even with ``force``), or an artifact without ``force``; or if the name is empty.
     """
+    if directory == Path():  # an empty name, too, is the working directory
+        raise OutputError("is the working directory, which cannot be replaced", where=".", hint="name a folder")
     try:
         occupied = _is_occupied(directory)
         str(directory.resolve()).encode()

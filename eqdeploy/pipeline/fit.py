@@ -29,7 +29,7 @@ from eqdeploy.search.fitting import (
 from eqdeploy.search.measurement import Score, SubnetMeasurement
 from eqdeploy.search.predictor import Scalar, Target
 from eqdeploy.search.scatter import draw_scatter
-from eqdeploy.search.store import MeasurementStore, StoreHeader
+from eqdeploy.search.store import HEADER_FILE, MeasurementStore, StoreHeader
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.training.batches import seeded_generator
 
@@ -111,7 +111,12 @@ def _check_output(request: FitRequest, picture: Path) -> None:
 
 def _split(measured: _Measured, encoding: SubnetEncoding, request: FitRequest) -> tuple[_Measured, _Measured]:
     """Divide the subnets by seed into those to fit to and those to judge on."""
-    needed = required_subnets(encoding.columns, encoding.encode(subnet for subnet, _ in measured)) if measured else 40
+    try:
+        features = encoding.encode(subnet for subnet, _ in measured)
+    except UsageError as error:
+        header = request.store / HEADER_FILE
+        raise DataError(f"the columns are not those of the subnets: {error.message}", where=str(header)) from error
+    needed = required_subnets(encoding.columns, features) if measured else 40
     count = len(measured)
     held_out = count // _HELD_OUT_SHARE if request.held_out is None else request.held_out
     if held_out < _FEWEST_HELD_OUT and request.held_out is not None:

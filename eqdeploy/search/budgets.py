@@ -96,6 +96,8 @@ def parse_budget(text: str) -> Budget:
     if sign != "<=":
         raise UsageError(f"{sign!r} is not possible, budgets are limits", where=where, hint=f"write {name}<=")
     metric = Metric(name)
+    if not amount and unit:
+        raise UsageError(f"{unit!r} is not a number above 0", where=where, hint=_EXAMPLE)
     if unit not in UNITS[metric]:
         units = ", ".join(filter(None, UNITS[metric])) or "none"
         raise UsageError(f"unknown unit {unit!r}", where=where, hint=f"units of {metric}: {units}")

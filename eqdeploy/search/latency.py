@@ -52,8 +52,10 @@ class LatencyTable:
         try:
             header = next(reader, [])
             if tuple(header) != COLUMNS:
-                raise UsageError("another header is expected", where=f"{where}:1", hint=",".join(COLUMNS))
-            for row in reader:
+                raise UsageError(
+                    "another header is expected", where=f"{where}:1", hint=f"{','.join(COLUMNS)}, with commas"
+                )
+            for row in filter(None, reader):  # spreadsheets write empty lines, too
                 line = f"{where}:{reader.line_num}"
                 key, value = _parse(row, line)
                 if key in milliseconds:

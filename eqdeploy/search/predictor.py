@@ -28,6 +28,12 @@ _MAXIMUM_METADATA = 16 << 20
 #: Cross-entropies are not taken for smaller than this: their logarithm is predicted.
 _SMALLEST = 1e-12
 
+#: Logarithms of losses, and of odds, lie between its negative and it.
+_LARGEST = 100.0
+
+#: Larger weights and biases are no predictor's: sums of their products stay finite.
+_LARGEST_PARAMETER = 1e6
+
 #: Most unknown choices that a message names.
 _MOST_NAMED = 5
 
@@ -202,7 +208,7 @@ class Predictor:
 
     def _prediction(self, members: Floats) -> Prediction:
         """Turn normalized outputs of the members into losses."""
-        values = members.astype(np.float64) * self.scale + self.offset
+        values = np.clip(members.astype(np.float64) * self.scale + self.offset, -_LARGEST, _LARGEST)
         loss = self.target.restored(values.mean(axis=0))
         return Prediction(loss, self.target.slope(loss) * values.std(axis=0))
 
@@ -242,8 +248,8 @@ class _Metadata(BaseModel):
     layers: list[str]
     tensors: list[str]
     columns: list[Annotated[list[str], Field(min_length=4, max_length=4)]]
-    offset: float
-    scale: Annotated[float, Field(gt=0)]
+    offset: Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+    scale: Annotated[float, Field(gt=0, le=_LARGEST)]
     provenance: dict[str, Scalar]
 
 
@@ -260,7 +266,7 @@ def _checked(
         problem = problem or weight.ndim != 3 or weight.dtype != np.float32 or bias.dtype != np.float32
         problem = problem or weight.shape[1] != width or bias.shape != (weight.shape[0], weight.shape[2])
         problem = problem or weight.shape[0] != tensors["0.weight"].shape[0] or weight.shape[0] < 1
-        problem = problem or not (np.isfinite(weight).all() and np.isfinite(bias).all())
+        problem = problem or not all((np.abs(part) <= _LARGEST_PARAMETER).all() for part in (weight, bias))
         if problem:
             break
         width = weight.shape[2]

@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from eqdeploy.data.digits import load_digits
+from eqdeploy.pipeline.sources import load_supernet
 from eqdeploy.search.predictor import Predictor
 from eqdeploy.search.store import MeasurementStore, StoreHeader
 from tests.unit.search_support import measured
@@ -72,6 +75,27 @@ def test_killed_gone_on_with_and_shared_it_ends_with_the_same_measurements(
     again = eqdeploy("sample", "--count", count, *SAMPLE[3:], "-o", "killed", "--json", "-")
     assert json.loads(again.stdout)["result"]["measured"] == 0
     assert json.loads(again.stdout)["result"]["subnets_per_second"] is None
+
+
+def test_an_error_in_one_process_ends_both_soon(tmp_path: Path, environment: dict[str, str], eqdeploy: Run) -> None:
+    assert eqdeploy("sample", "--count", "1", *SAMPLE[3:], "-o", "store").returncode == 0
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "eqdeploy")
+    with MeasurementStore.open(tmp_path / "store").appending(1):  # the file of the second process
+        pair = start(tmp_path, environment, *launcher, "sample", "--count", "2000", *SAMPLE[3:], "-o", "store")
+        _, messages = pair.communicate(timeout=200)
+    assert pair.returncode != 0
+    assert messages.count("error: ") == 1
+    assert "measurements-1.jsonl: another run writes to it" in messages
+    assert lines(tmp_path / "store") < 100
+
+
+def test_images_without_a_test_split_are_noted(tmp_path: Path, eqdeploy: Run) -> None:
+    data = load_digits("train", preprocessing=load_supernet("digits", None).checkpoint.preprocessing)
+    np.savez(tmp_path / "all.npz", allow_pickle=False, images=data.images, labels=data.labels)
+    noted = eqdeploy("sample", "--count", "1", *SAMPLE[3:], "--data", "all.npz", "-o", "store")
+    assert noted.returncode == 0, noted.stderr
+    assert "all.npz has no test images of its own" in noted.stderr
+    assert "no test images" not in eqdeploy("sample", "--count", "1", *SAMPLE[3:], "-o", "other").stderr
 
 
 def test_measurements_of_something_else_are_refused(tmp_path: Path, eqdeploy: Run) -> None:

@@ -132,6 +132,15 @@ def test_export_searches_for_every_profile(here: Path, capsys: pytest.CaptureFix
     assert {path.name for path in (here / "build").iterdir()} == {"measurements", "onnxruntime-x86", "snpe-dsp"}
 
 
+def test_a_profile_whose_first_width_is_not_trained_is_searched_and_exported(here: Path) -> None:
+    odd = "schema: 1\nname: odd\ndescription: One bit first.\ndevice: none\ninherits: onnxruntime-x86\n"
+    (here / "odd.yaml").write_text(odd + "weights: {bits: [1, 4, 2], boundary_bits: 8}\n")
+    assert run(["export", "--profile", "odd.yaml", "-q"]) == 10
+    assert run(["export", "--profile", "odd.yaml", "--search", *BUDGET, "-q"]) == 0
+    subnet = read_records(here / "build" / "odd").subnet
+    assert {form.bits for _, form in subnet.weights} == {2, 4, 8}
+
+
 def test_the_subnet_that_was_found_is_exported(here: Path) -> None:
     """With a table of times, in which two bits cost half of eight."""
     network = load_supernet("digits", None).checkpoint.supernet.network

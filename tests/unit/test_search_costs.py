@@ -216,7 +216,7 @@ def test_budgets_are_read(text: str, metric: Metric, limit: float) -> None:
         ("bitops<=1e999", "is not a number above 0"),
         ("model_bytes<=1e999999GiB", "is not a number above 0"),
         ("latency_ms<=1e-400", "is not a number above 0"),
-        ("bitops<=nan", "unknown unit 'nan'"),
+        ("bitops<=nan", "'nan' is not a number above 0"),
         ("small", "not a budget"),
         ("", "not a budget"),
     ],

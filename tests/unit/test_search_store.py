@@ -158,6 +158,19 @@ def test_two_runs_do_not_write_to_one_file(store: MeasurementStore) -> None:
         pass
 
 
+def test_an_error_of_who_measures_is_not_blamed_on_the_file(store: MeasurementStore) -> None:
+    with pytest.raises(FileNotFoundError, match="a compiler"), store.appending():
+        raise FileNotFoundError("a compiler")
+    with store.appending():
+        pass  # nobody else has it
+
+
+def test_a_file_that_cannot_be_opened_is_named(store: MeasurementStore) -> None:
+    (store.folder / "measurements-0.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"measurements-0.jsonl: cannot write"), store.appending():
+        pass
+
+
 def test_a_run_that_may_write_anywhere_takes_a_file_that_nobody_writes_to(store: MeasurementStore) -> None:
     (first, one), (second, other) = list(measured(2).items())
     with store.appending(None) as appender, store.appending(None) as beside:
