@@ -271,13 +271,15 @@ def part_tables(
 ) -> list[str]:
     """Lay out the results on one part of the images."""
     head = f"## {part.replace('_', ' ').capitalize()} images"
-    found, few = (", ".join(map(str, genetic[name]["found_of_20"])) for name in ("1000", "240"))
+    found_many, found_few = (", ".join(map(str, genetic[name]["found_of_20"])) for name in ("1000", "240"))
+    few, many = genetic["240"], genetic["1000"]
     text = (
-        f"The genetic algorithm on the true losses finds the true optimum under {few} of 20 budgets (three seeds) with "
-        f"{genetic['240']['evaluations_mean']:.0f} evaluations of {len(table.choices):,} subnets on average; as many "
-        f"random subnets within the budgets would have it in {genetic['240']['expected_of_20_by_chance']:.1f} of 20. With "
-        f"{genetic['1000']['evaluations_mean']:.0f} evaluations, which is nearly all that most budgets leave "
-        f"({genetic['1000']['expected_of_20_by_chance']:.1f} by chance), it is {found}. NSGA-II finds at least {fronts['smallest']:.2%} of the true front's hypervolume:"
+        f"The genetic algorithm on the true losses finds the true optimum under {found_few} of 20 budgets (three seeds) "
+        f"with {few['evaluations_mean']:.0f} evaluations of {len(table.choices):,} subnets on average; as many random "
+        f"subnets within the budgets would have it in {few['expected_of_20_by_chance']:.1f} of 20. With "
+        f"{many['evaluations_mean']:.0f} evaluations, which is nearly all that most budgets leave "
+        f"({many['expected_of_20_by_chance']:.1f} by chance), it is {found_many}. NSGA-II finds at least "
+        f"{fronts['smallest']:.2%} of the true front's hypervolume:"
     )
     front_rows = [[name, *(f"{value:.3%}" for value in values)] for name, values in fronts["hypervolume"].items()]
     rows = [
