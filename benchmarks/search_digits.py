@@ -274,7 +274,7 @@ def part_tables(
     found_many, found_few = (", ".join(map(str, genetic[name]["found_of_20"])) for name in ("1000", "240"))
     few, many = genetic["240"], genetic["1000"]
     text = (
-        f"The genetic algorithm on the true losses finds the true optimum under {found_few} of 20 budgets (three seeds) "
+        f"The genetic algorithm on the true losses finds the true optimum under {found_few} of 20 budgets (3 seeds) "
         f"with {few['evaluations_mean']:.0f} evaluations of {len(table.choices):,} subnets on average; as many random "
         f"subnets within the budgets would have it in {few['expected_of_20_by_chance']:.1f} of 20. With "
         f"{many['evaluations_mean']:.0f} evaluations, which is nearly all that most budgets leave "
