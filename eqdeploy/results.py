@@ -199,7 +199,7 @@ class FitResult:
         supernet: Name of the supernet.
         training: Number of subnets that the predictor in ``rows`` was fitted to.
         held_out: Number of other subnets that ``rows`` are about.
-        rows: The predictor, what it is compared with, and the ceiling of measurement.
+        rows: The predictor, what it is compared with, and one half of the images for the other.
     """
 
     predictor: Path

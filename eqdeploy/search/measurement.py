@@ -26,7 +26,7 @@ class SubnetMeasurement:
 
     Attributes:
         halves: The same on every second image, beginning with the first, and on the others: how well the two agree
-            over many subnets is how well anything can predict them.
+            over many subnets tells how much of a measurement is chance.
     """
 
     halves: tuple[Score, Score]

@@ -141,7 +141,7 @@ def store(tmp_path: Path) -> MeasurementStore:
     return made
 
 
-def test_fit_reports_the_predictor_beside_baselines_and_ceiling(
+def test_fit_reports_the_predictor_beside_baselines(
     tmp_path: Path, eqdeploy: Run, store: MeasurementStore
 ) -> None:
     done = eqdeploy("fit", store.folder, "-o", "predictor.safetensors", "--json", "-")
