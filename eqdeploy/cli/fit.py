@@ -35,8 +35,8 @@ def fit(
 ) -> Answer:
     """Fit a predictor of what a subnet loses.
 
-    It is judged on subnets that it was not fitted to, beside ridge regression, no fit at all, and how well one half of the
-    images, measured, predicts the other; a picture is drawn beside it.
+    It is judged on subnets that it was not fitted to, beside ridge regression, no fit at all, and how well one half of
+    the images, measured, predicts the other; a picture is drawn beside it.
     """
     session: Session = context.obj
     from eqdeploy.project import load_project

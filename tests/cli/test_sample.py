@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from eqdeploy.data.digits import load_digits
+from eqdeploy.errors import DataError
 from eqdeploy.pipeline.sources import load_supernet
 from eqdeploy.search.predictor import Predictor
 from eqdeploy.search.store import MeasurementStore, StoreHeader
@@ -141,9 +142,7 @@ def store(tmp_path: Path) -> MeasurementStore:
     return made
 
 
-def test_fit_reports_the_predictor_beside_baselines(
-    tmp_path: Path, eqdeploy: Run, store: MeasurementStore
-) -> None:
+def test_fit_reports_the_predictor_beside_baselines(tmp_path: Path, eqdeploy: Run, store: MeasurementStore) -> None:
     done = eqdeploy("fit", store.folder, "-o", "predictor.safetensors", "--json", "-")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)["result"]
@@ -165,6 +164,16 @@ def test_fit_reports_the_predictor_beside_baselines(
     before = (tmp_path / "predictor.safetensors").read_bytes(), (tmp_path / "predictor.png").read_bytes()
     assert eqdeploy("fit", store.folder, "-o", "predictor.safetensors", "--force").returncode == 0
     assert ((tmp_path / "predictor.safetensors").read_bytes(), (tmp_path / "predictor.png").read_bytes()) == before
+
+
+def test_columns_of_other_subnets_are_refused(store: MeasurementStore, eqdeploy: Run) -> None:
+    path = store.folder / "header.json"
+    document = json.loads(path.read_text())
+    del document["columns"][len(document["columns"]) // 2]
+    path.write_text(json.dumps(document))
+    refused = eqdeploy("fit", store.folder, "-o", "p.safetensors")
+    assert refused.returncode == DataError.exit_code
+    assert f"{path}: the columns are not those of the subnets" in refused.stderr
 
 
 def test_too_few_subnets_say_how_many_are_needed(tmp_path: Path, eqdeploy: Run) -> None:

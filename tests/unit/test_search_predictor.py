@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from eqdeploy.errors import CheckpointError, DataError, UsageError
@@ -233,6 +236,27 @@ def test_a_damaged_file_is_refused(predictor: Predictor, tmp_path: Path, damage:
             path.write_bytes(content.replace(start, start.replace(b"e", b"x").replace(b"b", b"x"), 1))
     with pytest.raises(CheckpointError, match=r"predictor"):
         Predictor.load(path)
+
+
+def test_numbers_that_leave_floats_are_refused_and_the_largest_others_are_predicted(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    path = tmp_path / "predictor.safetensors"
+    huge = np.full_like(predictor.biases[0], 3e38)
+    replace(predictor, biases=(huge, *predictor.biases[1:])).save(path)
+    with pytest.raises(CheckpointError, match="not those of a predictor"):
+        Predictor.load(path)
+    predictor.save(path)
+    with safe_open(str(path), framework="numpy") as stream:
+        document = json.loads(stream.metadata()["eqdeploy"])
+    for key, value in (("scale", 1e308), ("offset", 800.0)):
+        save_file(load_file(path), path, metadata={"eqdeploy": json.dumps({**document, key: value})})
+        with pytest.raises(CheckpointError, match=f"{key}.*100"):
+            Predictor.load(path)
+    large = tuple(np.full_like(bias, 1e6) for bias in predictor.biases)
+    replace(predictor, biases=large, scale=100.0, offset=-100.0).save(path)
+    losses = Predictor.load(path).predict(np.ones((3, predictor.encoding.size), np.float32)).loss
+    assert np.isfinite(losses).all()
 
 
 def test_more_genes_need_more_subnets() -> None:
