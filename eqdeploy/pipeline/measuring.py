@@ -125,14 +125,19 @@ def prepare_measuring(
         seed=seed,
         compiled=work >= _COMPILED_FROM and on_processor and compiler_available(),
         **space_tables(network),
-        versions={
-            "eqdeploy": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        versions=program_versions(),
     )
     return Measuring(loaded, parts, header)
+
+
+def program_versions() -> dict[str, str]:
+    """Versions of the programs that can change what is measured and found."""
+    return {
+        "eqdeploy": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
 
 
 def measure_into(

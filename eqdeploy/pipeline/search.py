@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from eqdeploy import __version__
 from eqdeploy.artifact import artifact_directory, check_destination, write_artifact
 from eqdeploy.errors import EqDeployError, UsageError
 from eqdeploy.pipeline.evidence import Evidence, EvidenceSource
+from eqdeploy.pipeline.measuring import program_versions
 from eqdeploy.pipeline.search_files import recognize_search, write_search
 from eqdeploy.pipeline.sources import LoadedSupernet, load_supernet
 from eqdeploy.plan import DevicePlan
@@ -250,12 +248,7 @@ def _origin(problem: SearchProblem, loaded: LoadedSupernet, options: SearchOptio
             "front": [metric.value for metric in problem.front],
         },
         latency_digest=problem.latency_digest,
-        versions={
-            "eqdeploy": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        versions=program_versions(),
     )
 
 

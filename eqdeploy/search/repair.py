@@ -30,6 +30,7 @@ class Repair:
     """
 
     def __init__(self, model: CostModel, budgets: Sequence[Budget], anchor: NDArray[np.int64]) -> None:
+        self._model, self._budgets = model, tuple(budgets)
         self._limits = model.limits(budgets)
         self._anchor = anchor
         self._most_steps = int(np.maximum(model.space.sizes - 1, 0).max(initial=0))
@@ -40,10 +41,7 @@ class Repair:
 
     def feasible(self, choices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether choices keep all budgets, shape (P,), for choices of shape (P, G)."""
-        kept = np.ones(len(choices), np.bool_)
-        for table, limit in self._limits:
-            kept &= table(choices) <= limit
-        return kept
+        return self._model.feasible(choices, self._budgets)
 
     def __call__(self, choices: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
         """Choices that keep all budgets, shape (P, G); rows that do already stay as they are."""
