@@ -217,7 +217,7 @@ def _largest_total(table: AdditiveTable, limit: float) -> float:
     # The product is rounded: what counts is the quotient, as the table computes it.
     whole = np.rint(total)
     whole = whole - 1 if whole / table.divisor > limit else whole
-    return float(np.floor(whole)) + 0.5
+    return float(whole) + 0.5
 
 
 def _within(limits: Limits, choices: NDArray[np.int64]) -> bool:
