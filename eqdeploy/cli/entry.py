@@ -46,8 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _run(list(arguments), session)
     except BrokenPipeError:
-        # The reader has gone; keep the interpreter from complaining about it when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # the reader has gone
         return BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:  # the boundary: no traceback reaches a user who did not ask
         if session.debug:
@@ -79,6 +78,8 @@ def _run(arguments: list[str], session: Session) -> int:
     except OSError as error:
         session.json_target = None  # what failed once is not tried again
         where = error.filename or "standard output"
+        if error.filename is None:
+            _discard_output()
         raise OutputError(error.strerror or "cannot be written to", where=str(where)) from error
     if failure is None:
         return 0
@@ -94,6 +95,8 @@ def _fail(session: Session, failure: Failure) -> int:
             _write_document(session, failure, None)
             sys.stdout.flush()
         except OSError as error:
+            if error.filename is None:
+                _discard_output()
             line += f"; and {explain(error).line.removeprefix('error: ')}"
     sys.stderr.write(line + "\n")
     return failure.exit_code
@@ -138,6 +141,11 @@ def _print(view: RenderableType) -> None:
     with console.capture() as capture:
         console.print(view)
     sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+
+
+def _discard_output() -> None:
+    """Keep the interpreter from complaining about an output that failed, when it flushes what is left of it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usable(stream: TextIO | None) -> TextIO:

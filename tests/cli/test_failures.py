@@ -120,22 +120,31 @@ def test_exit_codes_are_distinct() -> None:
         assert (failure.exit_code, failure.line) == (one.exit_code, "error: where: message (hint)")
 
 
-def test_a_full_output_is_reported(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [(), ("--json", "-")])
+def test_a_full_output_is_reported(
+    environment: dict[str, str], tmp_path: Path, unbuffered: str, arguments: tuple[str, ...]
+) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "eqdeploy", "profiles", "list"],
-            cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+            [sys.executable, "-m", "eqdeploy", "profiles", "list", *arguments],
+            cwd=tmp_path, env={**environment, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
         )  # fmt: skip
     assert done.returncode == 41
     assert done.stderr == "error: standard output: No space left on device\n"
 
 
-def test_a_reader_that_goes_away_is_no_error_message(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error_message(
+    environment: dict[str, str], tmp_path: Path, unbuffered: str
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
         [sys.executable, "-m", "eqdeploy", "profiles", "list"],
-        cwd=tmp_path, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60,
+        cwd=tmp_path, env={**environment, "PYTHONUNBUFFERED": unbuffered},
+        stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60,
     )  # fmt: skip
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
