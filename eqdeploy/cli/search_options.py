@@ -34,13 +34,18 @@ Measurements = Annotated[
     typer.Option(
         "--measurements",
         metavar="DIR",
-        help="Folder of measurements to fit a predictor to; one that exists is gone on with. [default: one in "
-        "build/measurements]",
+        help="Fit a predictor to the measurements in this folder, even if one is shipped; what is missing is measured. "
+        "[default, without a predictor: a folder in build/measurements]",
     ),
 ]
 Samples = Annotated[
     int | None,
-    typer.Option("--samples", metavar="N", min=1, help="Subnets to measure for a predictor. [default: 400, or more]"),
+    typer.Option(
+        "--samples",
+        metavar="N",
+        min=1,
+        help="Fit a predictor to so many subnets, even if one is shipped. [default, without a predictor: 400, or more]",
+    ),
 ]
 Keep = Annotated[
     int, typer.Option("--keep", metavar="N", min=1, help="How many of the best predicted subnets are measured.")

@@ -129,7 +129,11 @@ class Evidence:
         Raises:
             EqDeployError: Whatever prevents that one is found or fitted, or that it knows the space.
         """
-        return self._specialized(self.found, space)
+        predict = self._specialized(self.found, space)
+        unseen = self.found.predictor.unseen_fixed(space)
+        if unseen is not None:
+            self._progress.note(f"the predictor never saw {unseen}: what that costs is missing in all its predictions")
+        return predict
 
     @cached_property
     def found(self) -> FoundPredictor:
@@ -182,7 +186,7 @@ class Evidence:
         folder = source.options.measurements or self._workspace_folder()
         wanted = max(DEFAULT_SAMPLES, self._needed) if source.options.samples is None else source.options.samples
         if len(_measured(folder)) < wanted:
-            self._progress.note(f"no predictor is at hand: measuring {wanted} subnets, kept in {folder}")
+            self._progress.note(f"a predictor will be fitted: measuring {wanted} subnets, kept in {folder}")
             request = SampleRequest(
                 folder,
                 wanted,

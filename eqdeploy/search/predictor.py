@@ -220,21 +220,34 @@ class Predictor:
                 names = [(str(gene.role), name, form) for name, form in zip(gene.names, forms, strict=True)]
                 if not self._has_seen(names):
                     unknown.append(f"{gene.names[0]} at {bits} bits")
-        searched = {(gene.role, name) for gene in space.genes for name in gene.names}
-        for role, fixed in ((Role.WEIGHT, space.base.weights), (Role.ACTIVATION, space.base.activations)):
-            for name, form in fixed:
-                if (role, name) not in searched and not self._has_seen([(str(role), name, form)]):
-                    unknown.append(f"{name} at {form.bits} bits")
         if unknown:
-            listed = ", ".join(unknown[:_MOST_NAMED]) + (", ..." if len(unknown) > _MOST_NAMED else "")
             raise UsageError(
-                f"the predictor never saw {listed}",
+                f"the predictor never saw {_listed(unknown)}",
                 hint="sample more subnets, or with --forms per_layer, and fit again",
             )
+
+    def unseen_fixed(self, space: SearchSpace) -> str | None:
+        """What is the same in all subnets of a space and was in none that this was fitted to, None if nothing.
+
+        It does not change which of them is predicted to be better, but what it costs is missing in all predictions.
+        """
+        searched = {(gene.role, name) for gene in space.genes for name in gene.names}
+        unknown = [
+            f"{name} at {form.bits} bits"
+            for role, forms in ((Role.WEIGHT, space.base.weights), (Role.ACTIVATION, space.base.activations))
+            for name, form in forms
+            if (role, name) not in searched and not self._has_seen([(str(role), name, form)])
+        ]
+        return _listed(unknown) if unknown else None
 
     def _has_seen(self, names: Sequence[tuple[str, str, Form]]) -> bool:
         """Whether every one of some weights and tensors has had its form in some subnet that this was fitted to."""
         return all(self.seen[self.encoding.ones(*name)].all() for name in names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first of several names."""
+    return ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
 
 
 class _Metadata(BaseModel):

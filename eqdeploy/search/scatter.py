@@ -29,6 +29,7 @@ def draw_scatter(path: Path, predicted: Floats, measured: Floats, target: Target
     """
     require("matplotlib.figure")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -38,6 +39,10 @@ def draw_scatter(path: Path, predicted: Floats, measured: Floats, target: Target
     if target is Target.CROSS_ENTROPY and lowest > 0:
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FormatStrFormatter("%g"))
+            axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"measured {_LABELS[target]}")
     axes.set_ylabel(f"predicted {_LABELS[target]}")
     kendall, pearson = correlation.kendall.value, correlation.pearson.value

@@ -141,6 +141,15 @@ def test_a_profile_whose_first_width_is_not_trained_is_searched_and_exported(her
     assert {form.bits for _, form in subnet.weights} == {2, 4, 8}
 
 
+def test_a_fixed_width_that_the_predictor_never_saw_is_noted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seven = "schema: 1\nname: seven\ndescription: Ends of 7 bits.\ndevice: none\ninherits: onnxruntime-x86\n"
+    (here / "seven.yaml").write_text(seven + "weights: {bits: [7, 4], boundary_bits: 7}\n")
+    assert run(["search", "--profile", "seven.yaml", *BUDGET, *QUICK, "-o", "found"]) == 2  # nothing that small
+    assert "smallest possible: avg_weight_bits<=4" in capsys.readouterr().err
+    assert run(["search", "--profile", "seven.yaml", "--budget", "avg_weight_bits<=5", *QUICK, "-o", "found"]) == 0
+    assert "the predictor never saw stem.0 at 7 bits, fc at 7 bits" in capsys.readouterr().err
+
+
 def test_the_subnet_that_was_found_is_exported(here: Path) -> None:
     """With a table of times, in which two bits cost half of eight."""
     network = load_supernet("digits", None).checkpoint.supernet.network
