@@ -43,6 +43,7 @@ def draw_scatter(path: Path, predicted: Floats, measured: Floats, target: Target
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_major_formatter(FormatStrFormatter("%g"))
             axis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="x", rotation=45)
     axes.set_xlabel(f"measured {_LABELS[target]}")
     axes.set_ylabel(f"predicted {_LABELS[target]}")
     kendall, pearson = correlation.kendall.value, correlation.pearson.value
