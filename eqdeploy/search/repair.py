@@ -65,15 +65,9 @@ class Repair:
             sizes: Number of choices of each gene, shape (G,).
             random: Source of randomness.
         """
-        filled = choices.copy()
-        rows = np.arange(len(choices))
         for _ in range(_ATTEMPTS):
-            genes = random.integers(len(sizes), size=len(choices))
-            raised = filled.copy()
-            raised[rows, genes] = np.minimum(raised[rows, genes] + 1, sizes[genes] - 1)
-            fits = self.feasible(raised)
-            filled[fits] = raised[fits]
-        return filled
+            choices = self._raised(choices, random.integers(len(sizes), size=len(choices)), sizes)
+        return choices
 
     def exhausted(
         self, choices: NDArray[np.int64], sizes: NDArray[np.int64], random: np.random.Generator
@@ -85,18 +79,21 @@ class Repair:
             sizes: Number of choices of each gene, shape (G,).
             random: Source of randomness.
         """
-        full = choices.copy()
-        rows = np.arange(len(choices))
-        changed = True
-        while changed:
-            changed = False
+        while True:
+            before = choices
             for genes in random.permuted(np.tile(np.arange(len(sizes)), (len(choices), 1)), axis=1).T:
-                raised = full.copy()
-                raised[rows, genes] = np.minimum(raised[rows, genes] + 1, sizes[genes] - 1)
-                better = self.feasible(raised) & (raised != full).any(axis=1)
-                full[better] = raised[better]
-                changed = changed or bool(better.any())
-        return full
+                choices = self._raised(choices, genes, sizes)
+            if np.array_equal(choices, before):
+                return choices
+
+    def _raised(
+        self, choices: NDArray[np.int64], genes: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Each row with one gene, of shape (P,), a width up, where it can be and the budgets are still kept."""
+        rows = np.arange(len(choices))
+        raised = choices.copy()
+        raised[rows, genes] = np.minimum(raised[rows, genes] + 1, sizes[genes] - 1)
+        return np.where(self.feasible(raised)[:, None], raised, choices)
 
     def _moved(
         self, choices: NDArray[np.int64], useful: NDArray[np.bool_], random: np.random.Generator

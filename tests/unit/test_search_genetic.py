@@ -244,6 +244,13 @@ def test_repair_only_moves_towards_the_anchor_and_only_what_breaks_a_budget(seed
     assert model.feasible(filled, budgets).all()
     assert (filled >= repaired).all()
     assert (filled < space.sizes).all()
+    exhausted = repair.exhausted(repaired, space.sizes, random)
+    assert model.feasible(exhausted, budgets).all()
+    assert (exhausted >= repaired).all()
+    for gene, size in enumerate(space.sizes):
+        raised = exhausted[exhausted[:, gene] < size - 1]
+        raised[:, gene] += 1
+        assert not model.feasible(raised, budgets).any(), "nothing more fits"
 
 
 def test_repair_works_where_narrow_weights_are_slow() -> None:
