@@ -36,6 +36,7 @@ from eqdeploy.profile_fields import (
     Text,
     reject,
 )
+from eqdeploy.profile_gates import ProfileGates
 from eqdeploy.quant.form import Granularity, Symmetry
 
 
@@ -295,6 +296,7 @@ class DeviceProfile(_Model):
     bias: Bias = Field(description="How a bias is held; int32 means scale s_x·s_w and zero-point 0.")
     rounding: Rounding = Field(default=Rounding.HALF_TO_EVEN, description="How activations are rounded.")
     operators: Operators = Field(description="Operators.")
+    gates: ProfileGates = Field(default=ProfileGates(), description="Limits that an artifact is judged by.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -58,6 +58,10 @@ class ProjectSettings(BaseModel):
         output: Folder that receives one folder per profile.
         min_accuracy: Smallest accuracy of the exported model, a fraction between 0 and 1.
         max_drop: Largest loss of accuracy against the float model, a fraction between 0 and 1.
+        max_export_drop: Loss of accuracy against the simulated subnet accepted beyond chance, a fraction.
+        min_agreement: Smallest fraction of the simulated subnet's decisions that are made, too.
+        min_sqnr: Smallest distance from float of every output and quantized tensor, in dB.
+        max_float_share: Largest share of parameters, and of operations, that stay float.
         seed: Seed of every random choice.
     """
 
@@ -70,6 +74,10 @@ class ProjectSettings(BaseModel):
     output: Text | None = None
     min_accuracy: Fraction | None = None
     max_drop: Fraction | None = None
+    max_export_drop: Fraction | None = None
+    min_agreement: Fraction | None = None
+    min_sqnr: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    max_float_share: Fraction | None = None
     seed: Annotated[int, Field(ge=0, le=MAXIMUM_SEED)] | None = None
 
     def override(
@@ -82,6 +90,10 @@ class ProjectSettings(BaseModel):
         output: str | None = None,
         min_accuracy: float | None = None,
         max_drop: float | None = None,
+        max_export_drop: float | None = None,
+        min_agreement: float | None = None,
+        min_sqnr: float | None = None,
+        max_float_share: float | None = None,
         seed: int | None = None,
     ) -> ProjectSettings:
         """Return these settings with every argument that was given in place of the key of that name.
@@ -97,6 +109,10 @@ class ProjectSettings(BaseModel):
             "output": output,
             "min_accuracy": min_accuracy,
             "max_drop": max_drop,
+            "max_export_drop": max_export_drop,
+            "min_agreement": min_agreement,
+            "min_sqnr": min_sqnr,
+            "max_float_share": max_float_share,
             "seed": seed,
         }
         for key, value in given.items():
@@ -106,8 +122,15 @@ class ProjectSettings(BaseModel):
 
     @property
     def gates(self) -> Gates:
-        """Limits on the accuracy."""
-        return Gates(self.min_accuracy, self.max_drop)
+        """Limits that an artifact is judged by."""
+        return Gates(
+            self.min_accuracy,
+            self.max_drop,
+            self.max_export_drop,
+            self.min_agreement,
+            self.min_sqnr,
+            self.max_float_share,
+        )
 
     def export_request(
         self,

@@ -5,7 +5,8 @@ A *reference* is a string that stands for a thing: the name of something that is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 #: Name of the supernet and of the data that are shipped and used when nothing else is asked for.
@@ -27,24 +28,48 @@ PARITY_IMAGES = 256
 
 @dataclass(frozen=True)
 class Gates:
-    """Limits on the accuracy of the exported model; None means no limit.
+    """Limits that an exported model is judged by; None leaves them to the profile, and then to the default.
 
     Attributes:
-        min_accuracy: Smallest top-1 accuracy of the exported model, a fraction between 0 and 1.
-        max_drop: Largest loss of top-1 accuracy against the float model, a fraction between 0 and 1.
+        min_accuracy: Smallest top-1 accuracy of the exported model, a fraction between 0 and 1; no limit by default.
+        max_drop: Largest loss of top-1 accuracy against the float model, a fraction between 0 and 1; no limit by
+            default.
+        max_export_drop: Loss of top-1 accuracy against the simulated subnet that is accepted beyond what chance
+            allows, a fraction between 0 and 1.
+        min_agreement: Smallest fraction of the simulated subnet's decisions that the exported model makes, too.
+        min_sqnr: Smallest distance from float of every output and every quantized tensor, in dB.
+        max_float_share: Largest share of parameters, and of operations, that stay float; no limit by default.
 
     Raises:
-        ValueError: If a limit lies outside 0 to 1.
+        ValueError: If a fraction lies outside 0 to 1, or ``min_sqnr`` is not finite.
     """
 
     min_accuracy: float | None = None
     max_drop: float | None = None
+    max_export_drop: float | None = None
+    min_agreement: float | None = None
+    min_sqnr: float | None = None
+    max_float_share: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("min_accuracy", self.min_accuracy), ("max_drop", self.max_drop)):
-            if value is not None and not 0.0 <= value <= 1.0:
+        for name, value in asdict(self).items():
+            if name == "min_sqnr":
+                if value is not None and not math.isfinite(value):
+                    raise ValueError(f"{name} must be a finite number of dB, got {value}")
+            elif value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1, got {value}")
 
+    def or_else(self, others: Gates) -> Gates:
+        """These limits, and those of ``others`` where there is none."""
+        return Gates(**{name: value for gates in (others, self) for name, value in gates.given().items()})
+
+    def given(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+#: What every artifact is judged by unless somebody says otherwise; docs/validation.md gives the reasons.
+DEFAULT_GATES = Gates(max_export_drop=0.0, min_agreement=0.9)
 
 #: Subnets that a search measures to fit a predictor to, where there is none.
 DEFAULT_SAMPLES = 400
@@ -122,7 +147,7 @@ class ExportRequest:
         output: Folder that receives one folder per profile.
         subnet: Subnet file that takes the place of the profile's own choice of bits.
         search: How to search for a subnet for each profile, None not to.
-        gates: Limits on the accuracy.
+        gates: Limits that the artifact is judged by.
         force: Whether an existing artifact may be replaced.
         seed: Seed of every random choice.
         calibration_images: Largest number of images used for calibration.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eqdeploy.errors import EqDeployError
+from eqdeploy.float_share import FloatShare
 from eqdeploy.plan import DevicePlan
 from eqdeploy.report import ArtifactReport, PlanSummary
 from eqdeploy.search.agreement import Agreement, Interval
@@ -45,6 +46,7 @@ class ResolvedPlan:
         plan: The plan.
         average_weight_bits: Mean width of a weight, weighted by the number of weights.
         average_activation_bits: Mean width of an encoded activation, weighted by the number of values.
+        float_share: What stays float.
     """
 
     profile_digest: str
@@ -52,6 +54,7 @@ class ResolvedPlan:
     plan: DevicePlan
     average_weight_bits: float
     average_activation_bits: float
+    float_share: FloatShare
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; ``subnet`` alone is a subnet file."""
@@ -61,6 +64,7 @@ class ResolvedPlan:
             "supernet": self.supernet,
             "average_weight_bits": self.average_weight_bits,
             "average_activation_bits": self.average_activation_bits,
+            "float_share": self.float_share.to_json(),
             "plan": PlanSummary.of(self.plan).model_dump(mode="json"),
             "subnet": self.plan.subnet.to_json(),
         }

@@ -38,6 +38,10 @@ def export(
     samples: search_options.Samples = None,
     min_accuracy: options.MinAccuracy = None,
     max_drop: options.MaxDrop = None,
+    max_export_drop: options.MaxExportDrop = None,
+    min_agreement: options.MinAgreement = None,
+    min_sqnr: options.MinSqnr = None,
+    max_float_share: options.MaxFloatShare = None,
     seed: options.Seed = None,
     force: options.Force = False,
     json_target: options.JsonTarget = None,
@@ -67,6 +71,10 @@ def export(
         output=out,
         min_accuracy=min_accuracy,
         max_drop=max_drop,
+        max_export_drop=max_export_drop,
+        min_agreement=min_agreement,
+        min_sqnr=min_sqnr,
+        max_float_share=max_float_share,
         seed=seed,
     )
     # Only a function that the user names now is called, never one that a file names.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,21 @@ def fraction(text: str) -> float:
         value = -1.0
     if not 0.0 <= value <= 1.0:
         raise typer.BadParameter(f"{text!r} is not a fraction between 0 and 1, e.g. 0.95 for 95 %")
+    return value
+
+
+def decibels(text: str) -> float:
+    """Read a finite number.
+
+    Raises:
+        typer.BadParameter: If it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{text!r} is not a number of dB, e.g. 20")
     return value
 
 
@@ -87,6 +103,42 @@ MaxDrop = Annotated[
         metavar="X",
         parser=fraction,
         help="Fail above this loss against the float model, a fraction (0.01).",
+    ),
+]
+MaxExportDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-export-drop",
+        metavar="X",
+        parser=fraction,
+        help="Accept this loss of accuracy against the simulated subnet beyond chance, a fraction. [default: 0]",
+    ),
+]
+MinAgreement = Annotated[
+    float | None,
+    typer.Option(
+        "--min-agreement",
+        metavar="X",
+        parser=fraction,
+        help="Fail below this fraction of the simulated subnet's decisions. [default: 0.9]",
+    ),
+]
+MinSqnr = Annotated[
+    float | None,
+    typer.Option(
+        "--min-sqnr",
+        metavar="DB",
+        parser=decibels,
+        help="Fail where an output or a quantized tensor is nearer to noise than this. [default: by its widths]",
+    ),
+]
+MaxFloatShare = Annotated[
+    float | None,
+    typer.Option(
+        "--max-float-share",
+        metavar="X",
+        parser=fraction,
+        help="Fail above this share of parameters or operations that stay float, a fraction.",
     ),
 ]
 Seed = Annotated[

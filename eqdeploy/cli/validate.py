@@ -20,6 +20,10 @@ def validate(
     data: options.Data = None,
     min_accuracy: options.MinAccuracy = None,
     max_drop: options.MaxDrop = None,
+    max_export_drop: options.MaxExportDrop = None,
+    min_agreement: options.MinAgreement = None,
+    min_sqnr: options.MinSqnr = None,
+    max_float_share: options.MaxFloatShare = None,
     seed: options.Seed = None,
     json_target: options.JsonTarget = None,
     quiet: options.Quiet = False,
@@ -34,7 +38,16 @@ def validate(
     from eqdeploy.project import load_project
 
     settings = load_project(Path.cwd()).override(
-        supernet=supernet, model=model, data=data, min_accuracy=min_accuracy, max_drop=max_drop, seed=seed
+        supernet=supernet,
+        model=model,
+        data=data,
+        min_accuracy=min_accuracy,
+        max_drop=max_drop,
+        max_export_drop=max_export_drop,
+        min_agreement=min_agreement,
+        min_sqnr=min_sqnr,
+        max_float_share=max_float_share,
+        seed=seed,
     )
     # Only a function that the user names now is called, never one that a file names.
     request = settings.validate_request(run_code=data is not None)

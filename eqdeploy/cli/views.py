@@ -43,11 +43,13 @@ def view_exports(results: Sequence[ExportResult], *, verbose: bool) -> Renderabl
 
 def view_resolved(resolved: ResolvedPlan) -> RenderableType:
     """Lay out a plan with its averages."""
+    share = resolved.float_share
+    part = f" of the {1 - share.parameter_share:.1%} that are quantized" if share.float_parameters else ""
     head = (
-        f"{resolved.plan.profile} for {resolved.supernet}: weights {resolved.average_weight_bits:.2f} bits, "
+        f"{resolved.plan.profile} for {resolved.supernet}: weights {resolved.average_weight_bits:.2f} bits{part}, "
         f"activations {resolved.average_activation_bits:.2f} bits on average"
     )
-    return Group(Text(printable(head)), *view_plan(PlanSummary.of(resolved.plan)))
+    return Group(Text(printable(head)), Text(printable(share.summary)), *view_plan(PlanSummary.of(resolved.plan)))
 
 
 def view_evaluation(result: EvaluationResult) -> RenderableType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from eqdeploy.errors import CheckpointError, ValidationError
 from eqdeploy.files import model_error, read_bounded, write_json
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile import DeviceProfile
-from eqdeploy.requests import MAXIMUM_SEED, ExportRequest
+from eqdeploy.requests import MAXIMUM_SEED, ExportRequest, Gates
 
 CONFIGURATION_FILE = "config.json"
 SUBNET_FILE = "subnet.json"
@@ -38,6 +39,10 @@ class Configuration(BaseModel):
         parity_images: Largest number of images used for comparing integer codes.
         min_accuracy: Gate on the accuracy of the exported model, None for none.
         max_drop: Gate on the loss of accuracy against the float model, None for none.
+        max_export_drop: Gate on the loss of accuracy against the simulated subnet, None for the default.
+        min_agreement: Gate on decisions that are the simulated subnet's, None for the default.
+        min_sqnr: Gate on the distance from float in dB, None for the default.
+        max_float_share: Gate on what stays float, None for none.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -53,6 +58,15 @@ class Configuration(BaseModel):
     parity_images: Annotated[int, Field(ge=1)]
     min_accuracy: Fraction | None
     max_drop: Fraction | None
+    max_export_drop: Fraction | None = None
+    min_agreement: Fraction | None = None
+    min_sqnr: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    max_float_share: Fraction | None = None
+
+    @property
+    def gates(self) -> Gates:
+        """The limits that the artifact was judged by."""
+        return Gates(**{field.name: getattr(self, field.name) for field in fields(Gates)})
 
     def preprocessing_of(self, *, where: str) -> Preprocessing:
         """The preprocessing as an object.
@@ -102,8 +116,7 @@ def write_configuration(
         seed=request.seed,
         calibration_images=request.calibration_images,
         parity_images=request.parity_images,
-        min_accuracy=request.gates.min_accuracy,
-        max_drop=request.gates.max_drop,
+        **asdict(request.gates.or_else(profile.gates.as_gates())),
     )
     write_json(directory / CONFIGURATION_FILE, configuration.model_dump(mode="json"))
     subnet: dict[str, Any] = plan.subnet.to_json()

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from eqdeploy.data import LoadOptions, load_data
 from eqdeploy.errors import UsageError
+from eqdeploy.pipeline.answers import EXPORTED, FLOAT, SIMULATED, answer
 from eqdeploy.pipeline.configuration import read_configuration
-from eqdeploy.pipeline.proof import EXPORTED, FLOAT, MODEL_FILE, SIMULATED, measure, missed_gate
+from eqdeploy.pipeline.judging import missed_gate
+from eqdeploy.pipeline.proof import MODEL_FILE
 from eqdeploy.pipeline.sources import check_classes, load_image_sets, load_subnet, load_supernet
 from eqdeploy.pipeline.subnets import activate_calibrated, calibrated_classifier
 from eqdeploy.profile import load_profile
@@ -56,7 +58,7 @@ def _evaluate_file(request: EvaluateRequest, target: Path, progress: Progress) -
     options = LoadOptions(run_code=request.run_code)
     images = load_data(request.data, split="test", preprocessing=preprocessing, options=options)
     check_classes(images, classes, request.data)
-    row = measure(EXPORTED, onnx_classifier(path), images, preprocessing, progress)
+    row = answer(EXPORTED, onnx_classifier(path), images, preprocessing, progress).accuracy
     rows = () if row is None else (row,)
     return EvaluationResult(data=images.source, rows=rows, failure=missed_gate(rows, request.gates))
 
@@ -84,6 +86,6 @@ def _evaluate_supernet(request: EvaluateRequest, progress: Progress) -> Evaluati
             continue
         activate_calibrated(checkpoint, config, images.calibration, request.seed, progress)
         classifier = calibrated_classifier(checkpoint, config)
-        row = measure(name, classifier, held_out, checkpoint.preprocessing, progress)
+        row = answer(name, classifier, held_out, checkpoint.preprocessing, progress).accuracy
         rows += [] if row is None else [row]
     return EvaluationResult(data=held_out.source, rows=tuple(rows), failure=missed_gate(rows, request.gates))

@@ -10,11 +10,14 @@ from eqdeploy.artifact import artifact_directory, check_destination, write_artif
 from eqdeploy.encoding_table import write_encodings
 from eqdeploy.errors import ProfileError, UsageError
 from eqdeploy.exporters.contract import Exporter, export_checked, get_exporter
+from eqdeploy.float_share import float_share
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
 from eqdeploy.manifest import Provenance, write_manifest
+from eqdeploy.pipeline.answers import FLOAT, SIMULATED, answer
+from eqdeploy.pipeline.baseline import FloatNetwork, float_network
 from eqdeploy.pipeline.configuration import write_configuration
 from eqdeploy.pipeline.evidence import Evidence, EvidenceSource
-from eqdeploy.pipeline.proof import FLOAT, MODEL_FILE, SIMULATED, Subject, measure, prove
+from eqdeploy.pipeline.proof import MODEL_FILE, Subject, Yardstick, prove
 from eqdeploy.pipeline.search import Finding, check_options, check_problem, find_subnet
 from eqdeploy.pipeline.sources import ImageSets, LoadedSupernet, load_image_sets, load_subnet, load_supernet
 from eqdeploy.pipeline.subnets import activate_calibrated, calibrated_classifier, freeze_active
@@ -27,7 +30,8 @@ from eqdeploy.requests import ExportRequest, SearchOptions
 from eqdeploy.resolve import resolve
 from eqdeploy.results import ExportResult
 from eqdeploy.search.problem import make_problem
-from eqdeploy.validation.accuracy import Accuracy
+from eqdeploy.supernet.costs import NetworkCosts, count_costs
+from eqdeploy.validation.agreement import Answers
 
 #: Folder of a search's files in an artifact.
 SEARCH_FOLDER = "search"
@@ -52,7 +56,9 @@ class _Source:
     loaded: LoadedSupernet
     images: ImageSets
     graph: FloatGraph
-    float_accuracy: Accuracy | None
+    costs: NetworkCosts
+    float_network: FloatNetwork
+    float_answers: Answers
 
 
 def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportResult, ...]:
@@ -98,7 +104,7 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     targets = [_Target(*parts) for parts in zip(profiles, plans, exporters, directories, findings, strict=True)]
     with progress.stage("exporting the network's structure"):
         graph = export_float_graph(loaded.checkpoint.supernet)
-    source = _Source(request, loaded, images, graph, _measure_float(request, loaded, images, progress))
+    source = _source(request, loaded, images, graph, progress)
     return tuple(_export(source, target, progress) for target in targets)
 
 
@@ -136,14 +142,14 @@ def _exporter_of(profile: DeviceProfile) -> Exporter:
         raise ProfileError(error.message, where=where, hint=error.hint) from error
 
 
-def _measure_float(
-    request: ExportRequest, loaded: LoadedSupernet, images: ImageSets, progress: Progress
-) -> Accuracy | None:
-    """Accuracy of the supernet's weights without quantization."""
+def _source(
+    request: ExportRequest, loaded: LoadedSupernet, images: ImageSets, graph: FloatGraph, progress: Progress
+) -> _Source:
+    """Everything that no profile changes: the float network, what it decides, and what the network costs."""
     checkpoint = loaded.checkpoint
-    activate_calibrated(checkpoint, None, images.calibration, request.seed, progress)
-    classifier = calibrated_classifier(checkpoint, None)
-    return measure(FLOAT, classifier, images.held_out, checkpoint.preprocessing, progress)
+    network = float_network(checkpoint, images.calibration, request.seed, progress)
+    answers = answer(FLOAT, network.classifier, images.held_out, checkpoint.preprocessing, progress)
+    return _Source(request, loaded, images, graph, count_costs(checkpoint.supernet), network, answers)
 
 
 def _export(source: _Source, target: _Target, progress: Progress) -> ExportResult:
@@ -154,7 +160,11 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
     activate_calibrated(checkpoint, target.plan.subnet, images.calibration, request.seed, progress)
     model = freeze_active(checkpoint, target.plan, source.graph, images.calibration, progress)
     classifier = calibrated_classifier(checkpoint, target.plan.subnet)
-    simulated = measure(SIMULATED, classifier, images.held_out, checkpoint.preprocessing, progress)
+    simulated = answer(SIMULATED, classifier, images.held_out, checkpoint.preprocessing, progress)
+    costs = source.costs
+    share = float_share(target.plan, checkpoint.supernet.network, costs.macs, costs.parameters)
+    if share.is_notable:
+        progress.note(f"{target.profile.name}: {share.summary}")
     provenance = _provenance(source, target)
     with write_artifact(target.directory, force=request.force) as folder:
         with progress.stage(f"writing {target.profile.export.format} files"):
@@ -181,8 +191,8 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
         proof = prove(
             subject,
             images.held_out,
-            (source.float_accuracy, simulated),
-            request.gates,
+            Yardstick(source.float_network, source.float_answers, simulated, share),
+            request.gates.or_else(target.profile.gates.as_gates()),
             parity_images=request.parity_images,
             progress=progress,
         )
@@ -191,9 +201,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
             plan=PlanSummary.of(target.plan),
             folding=model.folded,
             coverage=CoverageSummary.of(model.coverage, model.reasons),
-            static=proof.static,
-            parity=proof.parity,
-            accuracy=proof.accuracy,
+            **proof.levels,
             operators=proof.operators,
             notes=model.notes,
         )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eqdeploy.errors import CheckpointError, DataError, ValidationError
-from eqdeploy.pipeline.configuration import Configuration
-from eqdeploy.pipeline.proof import FLOAT, SIMULATED, Subject, measure, prove
+from eqdeploy.float_share import float_share
+from eqdeploy.pipeline.answers import FLOAT, SIMULATED, answer
+from eqdeploy.pipeline.baseline import float_network
+from eqdeploy.pipeline.configuration import CONFIGURATION_FILE, Configuration
+from eqdeploy.pipeline.proof import Subject, Yardstick, prove
 from eqdeploy.pipeline.records import Records, read_records
 from eqdeploy.pipeline.sources import ImageSets, load_image_sets, load_supernet, shipped_supernets
 from eqdeploy.pipeline.subnets import activate_calibrated, calibrated_classifier
 from eqdeploy.progress import Progress
 from eqdeploy.report import ArtifactReport
 from eqdeploy.requests import Gates, ValidateRequest
-from eqdeploy.validation.accuracy import Accuracy
+from eqdeploy.resolve import resolve
+from eqdeploy.supernet.costs import count_costs
 
 
 def validate_artifact(directory: Path, request: ValidateRequest, progress: Progress) -> ArtifactReport:
@@ -43,7 +47,7 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
         raise DataError(
             "holds other images than those of the export", where=configuration.data, hint="name the images with --data"
         )
-    others = _measure_others(request, records, images, progress)
+    yardstick = _yardstick(request, records, images, progress)
     proof = prove(
         Subject(
             model=records.model,
@@ -52,31 +56,27 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
             power_of_two_scales=stored.plan.power_of_two_scales,
         ),
         images.held_out,
-        others,
-        _gates(request, configuration, others),
+        yardstick,
+        _gates(request, configuration, yardstick),
         parity_images=request.parity_images,
         progress=progress,
     )
     return stored.model_copy(
         update={
-            "static": proof.static,
-            "parity": proof.parity,
-            "accuracy": proof.accuracy,
+            **proof.levels,
             "operators": proof.operators,
             "notes": stored.notes if same_images else (*stored.notes, f"proved on other images: {images.name}"),
         }
     )
 
 
-def _measure_others(
-    request: ValidateRequest, records: Records, images: ImageSets, progress: Progress
-) -> tuple[Accuracy | None, ...]:
-    """Accuracy of the float network and of the simulated subnet, if the supernet is at hand."""
+def _yardstick(request: ValidateRequest, records: Records, images: ImageSets, progress: Progress) -> Yardstick:
+    """What the artifact is held against, if the supernet is at hand."""
     configuration = records.configuration
     reference = request.supernet or (configuration.supernet if configuration.supernet in shipped_supernets() else None)
     if reference is None:
-        progress.note(f"{configuration.supernet} is not at hand: float and simulated accuracy are left out")
-        return ()
+        progress.note(f"{configuration.supernet} is not at hand: nothing is compared with it; name it with --supernet")
+        return Yardstick()
     with progress.stage(f"loading {reference}"):
         loaded = load_supernet(reference, request.model)
     if loaded.digest != records.report.provenance.supernet_digest:
@@ -86,18 +86,20 @@ def _measure_others(
     checkpoint = loaded.checkpoint
     if (checkpoint.preprocessing, checkpoint.metadata.classes) != (records.preprocessing, configuration.classes):
         raise ValidationError("the artifact has another preprocessing or other classes", where=reference)
-    rows: list[Accuracy | None] = []
-    for name, subnet in ((FLOAT, None), (SIMULATED, records.subnet)):
-        activate_calibrated(checkpoint, subnet, images.calibration, configuration.seed, progress)
-        classifier = calibrated_classifier(checkpoint, subnet)
-        rows.append(measure(name, classifier, images.held_out, checkpoint.preprocessing, progress))
-    return tuple(rows)
+    seed, held_out = configuration.seed, images.held_out
+    network = float_network(checkpoint, images.calibration, seed, progress)
+    float_answers = answer(FLOAT, network.classifier, held_out, checkpoint.preprocessing, progress)
+    activate_calibrated(checkpoint, records.subnet, images.calibration, seed, progress)
+    classifier = calibrated_classifier(checkpoint, records.subnet)
+    simulated = answer(SIMULATED, classifier, held_out, checkpoint.preprocessing, progress)
+    profile = configuration.device_profile(where=CONFIGURATION_FILE)
+    plan = resolve(profile, checkpoint.supernet.network, records.subnet)
+    costs = count_costs(checkpoint.supernet)
+    share = float_share(plan, checkpoint.supernet.network, costs.macs, costs.parameters)
+    return Yardstick(network, float_answers, simulated, share)
 
 
-def _gates(request: ValidateRequest, configuration: Configuration, others: Sequence[Accuracy | None]) -> Gates:
+def _gates(request: ValidateRequest, configuration: Configuration, yardstick: Yardstick) -> Gates:
     """The request's gates, or those of the export; its limit on the drop needs the float network at hand."""
-    asked, given = request.gates, configuration
-    return Gates(
-        min_accuracy=given.min_accuracy if asked.min_accuracy is None else asked.min_accuracy,
-        max_drop=(given.max_drop if others else None) if asked.max_drop is None else asked.max_drop,
-    )
+    given = configuration.gates
+    return request.gates.or_else(given if yardstick.network is not None else replace(given, max_drop=None))

@@ -220,6 +220,20 @@ class Verdict(StrEnum):
     UNPROVEN = "unproven"
 
 
+#: The error that tells a level's failure, for every level in the order in which failures are told.
+LEVELS: Mapping[str, type[EqDeployError]] = {
+    "static": ValidationError,
+    "parity": ParityError,
+    "distance": AccuracyError,
+    "agreement": AccuracyError,
+    "accuracy": AccuracyError,
+    "float_share": AccuracyError,
+}
+
+#: Levels without which nothing is valid. The others need labels or decisions, which not every network has.
+REQUIRED_LEVELS = ("static", "parity", "distance")
+
+
 class ArtifactReport(_Model):
     """Everything about one artifact that a person or a program wants to know.
 
@@ -231,7 +245,10 @@ class ArtifactReport(_Model):
         coverage: Every tensor: quantized, or listed with a reason.
         static: Scales, zero-points, ranges and the structure of the files.
         parity: Integer codes of the runtime against the integer reference.
+        distance: Outputs and quantized tensors against those of the float network.
+        agreement: Decisions of the exported model against those of the simulated subnet.
         accuracy: Float model, simulated subnet and exported model on labelled data.
+        float_share: Parameters and operations that stay float.
         operators: What the runtime fused into integer kernels, and what stayed float and why.
         notes: Remarks.
     """
@@ -243,27 +260,33 @@ class ArtifactReport(_Model):
     coverage: CoverageSummary
     static: Level
     parity: Level
+    distance: Level
+    agreement: Level
     accuracy: Level
+    float_share: Level
     operators: dict[str, JsonValue]
     notes: tuple[str, ...] = ()
 
     @property
+    def levels(self) -> dict[str, Level]:
+        """All levels by name, in the order in which their failures are told."""
+        return {name: getattr(self, name) for name in LEVELS}
+
+    @property
     def verdict(self) -> Verdict:
-        """Valid if static checks and parity passed and nothing failed; accuracy may lack labels."""
-        statuses = (self.static.status, self.parity.status, self.accuracy.status)
-        if LevelStatus.FAILED in statuses:
+        """Failed if a level failed, unproven if one that every valid artifact passes was not run, else valid."""
+        statuses = {name: level.status for name, level in self.levels.items()}
+        if LevelStatus.FAILED in statuses.values():
             return Verdict.FAILED
-        return Verdict.UNPROVEN if LevelStatus.NOT_RUN in statuses[:2] else Verdict.VALID
+        unproven = any(statuses[name] is LevelStatus.NOT_RUN for name in REQUIRED_LEVELS)
+        return Verdict.UNPROVEN if unproven else Verdict.VALID
 
     def failure(self) -> EqDeployError | None:
         """The error that tells the first level that failed, None if none did."""
-        where = self.provenance.profile
-        if self.static.status is LevelStatus.FAILED:
-            return ValidationError(self.static.summary, where=f"{where}: static checks")
-        if self.parity.status is LevelStatus.FAILED:
-            return ParityError(self.parity.summary, where=f"{where}: parity")
-        if self.accuracy.status is LevelStatus.FAILED:
-            return AccuracyError(self.accuracy.summary, where=f"{where}: accuracy")
+        for name, level in self.levels.items():
+            if level.status is LevelStatus.FAILED:
+                title = "static checks" if name == "static" else name.replace("_", " ")
+                return LEVELS[name](level.summary, where=f"{self.provenance.profile}: {title}")
         return None
 
     def to_json(self) -> dict[str, Any]:

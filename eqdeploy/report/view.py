@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eqdeploy.plan import Coverage
-from eqdeploy.report.model import ArtifactReport, Level, LevelStatus, PlanSummary, Verdict
+from eqdeploy.report.model import ArtifactReport, LevelStatus, PlanSummary, Verdict
 from eqdeploy.report.tables import make_table, show, show_nested, tables_of
 from eqdeploy.text import printable
 
@@ -84,17 +84,12 @@ def _headline(report: ArtifactReport) -> Text:
 def _levels(report: ArtifactReport) -> RenderableType:
     """One line per level of validation."""
     lines: list[Text] = []
-    for name, level in _named_levels(report):
-        line = Text(f"  {name:<9} ")
+    for name, level in report.levels.items():
+        line = Text(f"  {name.replace('_', ' '):<11} ")
         line.append(f"{str(level.status).replace('_', ' '):<8}", style=_STYLES[level.status])
         line.append(f" {printable(level.summary)}")
         lines.append(line)
     return Group(*lines)
-
-
-def _named_levels(report: ArtifactReport) -> tuple[tuple[str, Level], ...]:
-    """Levels in the order in which they are run."""
-    return (("static", report.static), ("parity", report.parity), ("accuracy", report.accuracy))
 
 
 def _coverage_line(report: ArtifactReport) -> str:
@@ -139,7 +134,7 @@ def _everything(report: ArtifactReport) -> list[RenderableType]:
             title="folding",
         )
     )
-    for name, level in _named_levels(report):
+    for name, level in report.levels.items():
         parts += tables_of(level.details, name)
     parts += tables_of(report.operators, "operators")
     return parts

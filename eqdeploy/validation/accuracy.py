@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from eqdeploy.errors import AccuracyError, DataError
 from eqdeploy.progress import Progress, SilentProgress
 from eqdeploy.quantized_model import QuantizedModel
+from eqdeploy.supernet.shapes import tensors_in
+from eqdeploy.validation.parity import decisions
 from eqdeploy.validation.reference.integer import IntegerReference
 from eqdeploy.validation.runtime import Level, Session
 
@@ -103,27 +105,67 @@ def measure_accuracy(
     """
     if labels.shape != (len(images),) or len(images) == 0:
         raise DataError(f"{len(images)} images and labels of shape {labels.shape} do not belong together", where=name)
+    return Accuracy(
+        name, int((decide(name, classifier, images, labels, progress=progress) == labels).sum()), len(images)
+    )
+
+
+def decide(
+    name: str,
+    classifier: Classifier,
+    images: NDArray[Any],
+    labels: NDArray[np.integer[Any]] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> NDArray[np.int32]:
+    """Top-1 decisions on images, batch by batch.
+
+    Args:
+        name: What is evaluated.
+        classifier: Returns outputs of shape (N, classes) or (N, classes, …); with labels, anything that flattens to
+            one row for each image.
+        images: What the classifier takes, shape (N, …), at least one.
+        labels: Integers, shape (N,), for which there must be a class each; None if there are none.
+        progress: Listener.
+
+    Returns:
+        int32, shape (N,): the class of each image; without labels also (N, …): the class of each pixel. An output
+        without an axis of classes makes no decisions.
+
+    Raises:
+        DataError: If the outputs are not finite, or with labels are not one row per image with a number for every
+            class.
+    """
     listener = progress or SilentProgress()
-    correct = 0
+    parts: list[NDArray[np.int32]] = []
     with listener.stage(f"measuring accuracy: {name}", total=len(images)) as advance:
         for start in range(0, len(images), BATCH_IMAGES):
-            batch, wanted = images[start : start + BATCH_IMAGES], labels[start : start + BATCH_IMAGES]
-            logits = np.asarray(classifier(batch))
-            logits = logits.reshape(len(logits), -1) if logits.ndim > 2 else logits
-            if logits.ndim != 2 or len(logits) != len(batch) or logits.shape[1] <= int(wanted.max()):
-                raise DataError(
-                    f"the network returns {logits.shape} for {len(batch)} images with labels up to {int(labels.max())}",
-                    where=name,
-                )
-            if not bool(np.isfinite(logits).all()):
+            batch = images[start : start + BATCH_IMAGES]
+            outputs = np.asarray(classifier(batch))
+            if labels is not None:
+                outputs = outputs.reshape(len(outputs), -1) if outputs.ndim > 2 else outputs
+                most = int(labels[start : start + BATCH_IMAGES].max())
+                if outputs.ndim != 2 or len(outputs) != len(batch) or outputs.shape[1] <= most:
+                    raise DataError(
+                        f"the network returns {outputs.shape} for {len(batch)} images with labels up to "
+                        f"{int(labels.max())}",
+                        where=name,
+                    )
+                decided = outputs.argmax(axis=1)
+            else:
+                decided = decisions(outputs)
+            if not bool(np.isfinite(outputs).all()):
                 raise DataError("the network returns numbers that are not finite", where=name)
-            correct += int((logits.argmax(axis=1) == wanted).sum())
+            parts.append(decided.astype(np.int32))
             advance(len(batch))
-    return Accuracy(name, correct, len(images))
+    return np.concatenate(parts)
 
 
-def torch_classifier(module: Callable[[torch.Tensor], torch.Tensor]) -> Classifier:
-    """Use a torch module or function as a classifier. A module is evaluated in evaluation mode and left as it was."""
+def torch_classifier(module: Callable[[torch.Tensor], Any]) -> Classifier:
+    """Use the first output of a torch module or function as a classifier.
+
+    A module is evaluated in evaluation mode and left as it was.
+    """
 
     def classify(images: NDArray[Any]) -> NDArray[Any]:
         was_training = isinstance(module, torch.nn.Module) and module.training
@@ -131,10 +173,11 @@ def torch_classifier(module: Callable[[torch.Tensor], torch.Tensor]) -> Classifi
             module.eval()
         try:
             with torch.inference_mode():
-                logits: NDArray[Any] = module(torch.from_numpy(np.ascontiguousarray(images))).numpy()
+                outputs = tensors_in(module(torch.from_numpy(np.ascontiguousarray(images))))
         finally:
             if isinstance(module, torch.nn.Module):
                 module.train(was_training)
+        logits: NDArray[Any] = outputs[0].numpy()
         return logits
 
     return classify

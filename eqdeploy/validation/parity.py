@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -27,6 +28,9 @@ FUSING_LEVELS = (Level.EXTENDED, Level.ALL)
 
 #: Images of one batch at most.
 BATCH_IMAGES = 64
+
+#: Is shown the images of a batch and what the reference computes for them.
+Watch = Callable[[NDArray[np.float32], ReferenceResult], None]
 
 
 class ParityVerdict(StrEnum):
@@ -181,6 +185,7 @@ def check_parity(
     *,
     levels: tuple[Level, ...] = tuple(Level),
     threads: int = 1,
+    watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare what ONNX Runtime computes with what the integer reference computes, code by code.
@@ -191,6 +196,7 @@ def check_parity(
         images: float32, shape (N, …) of the network's input, at least one.
         levels: Levels of optimization.
         threads: Threads of ONNX Runtime inside an operator.
+        watch: Called with the images and the reference's result of every batch.
         progress: Listener.
 
     Raises:
@@ -220,6 +226,8 @@ def check_parity(
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             expected = reference.run(batch)
+            if watch is not None:
+                watch(batch, expected)
             for level in levels:
                 tallies[level].add(observed[level], examiner, batch, expected)
             advance(len(batch))

@@ -1,0 +1,79 @@
+"""The float network that an artifact is held against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from eqdeploy.data import LabelledImages
+from eqdeploy.pipeline.subnets import activate_calibrated
+from eqdeploy.progress import Progress
+from eqdeploy.supernet.checkpoint import Checkpoint
+from eqdeploy.supernet.supernet import Supernet
+from eqdeploy.validation.accuracy import Classifier, torch_classifier
+
+
+class FloatNetwork:
+    """A copy of a supernet that computes the float network and shows its tensors.
+
+    Args:
+        supernet: Is copied, with its BatchNorm statistics as they are now.
+    """
+
+    def __init__(self, supernet: Supernet) -> None:
+        self._supernet = copy.deepcopy(supernet).eval().requires_grad_(requires_grad=False)
+        self._supernet.deactivate()
+
+    @property
+    def classifier(self) -> Classifier:
+        """The network as a classifier of preprocessed images."""
+        return torch_classifier(self._supernet)
+
+    def tensors(self, images: NDArray[np.float32], names: Collection[str]) -> dict[str, NDArray[np.float32]]:
+        """Values of some tensors.
+
+        Args:
+            images: Preprocessed, float32, shape (N, …).
+            names: Names of the network description; those that it does not have are left out.
+
+        Returns:
+            float32 values by name, shape (N, …) of the tensor.
+        """
+        recorder = _Recorder(self._supernet.graph_module, frozenset(names))
+        with torch.inference_mode():
+            recorder.run(torch.from_numpy(np.ascontiguousarray(images)))
+        return recorder.values
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps chosen tensors as they are when they are computed."""
+
+    def __init__(self, graph_module: fx.GraphModule, names: frozenset[str]) -> None:
+        super().__init__(graph_module)
+        self.names = names
+        self.values: dict[str, NDArray[np.float32]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.names and isinstance(result, Tensor):
+            self.values[n.name] = np.array(result.numpy(), np.float32)
+        return result
+
+
+def float_network(checkpoint: Checkpoint, images: LabelledImages, seed: int, progress: Progress) -> FloatNetwork:
+    """The float network of a checkpoint: its weights without quantization, BatchNorm calibrated for them.
+
+    Args:
+        checkpoint: The supernet; its BatchNorm statistics are replaced.
+        images: Calibration images.
+        seed: Seed of the augmentation.
+        progress: Listener.
+    """
+    activate_calibrated(checkpoint, None, images, seed, progress)
+    return FloatNetwork(checkpoint.supernet)
