@@ -2,8 +2,9 @@
 
 Two facts of the literature, put together:
 
-* A Gaussian value, quantized uniformly with the step that suits it best, keeps a noise whose power is a known fraction
-  of the signal's (J. Max, "Quantizing for minimum distortion", IRE Transactions on Information Theory 6, 1960, table II).
+* A Gaussian value, quantized uniformly with the step that suits it best, keeps a noise whose power is a known
+  fraction of the signal's (J. Max, "Quantizing for minimum distortion", IRE Transactions on Information Theory 6,
+  1960, table II).
 * Where a layer multiplies noisy inputs by noisy weights, the fractions add up, and they do so from layer to layer
   (D. Lin, S. Talathi, S. Annapureddy, "Fixed point quantization of deep convolutional networks", ICML 2016, sections
   3.2 and 3.3).
