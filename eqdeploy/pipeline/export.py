@@ -201,7 +201,12 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
             plan=PlanSummary.of(target.plan),
             folding=model.folded,
             coverage=CoverageSummary.of(model.coverage, model.reasons),
-            **proof.levels,
+            static=proof.static,
+            parity=proof.parity,
+            distance=proof.distance,
+            agreement=proof.agreement,
+            accuracy=proof.accuracy,
+            float_share=proof.float_share,
             operators=proof.operators,
             notes=model.notes,
         )

@@ -23,14 +23,15 @@ HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "numpy", "yaml
 COMMON = {"--json", "-q", "--quiet", "-v", "--verbose", "--debug", "-h", "--help"}
 SUPERNET = {"--supernet", "--model"}
 GATES = {"--min-accuracy", "--max-drop"}
+ARTIFACT_GATES = GATES | {"--max-export-drop", "--min-agreement", "--min-sqnr", "--max-float-share"}
 SEARCH = {"--budget", "--predictor", "--latency", "--measurements", "--samples"}
 COMMANDS: dict[tuple[str, ...], set[str]] = {
     ("export",): SUPERNET
-    | GATES
+    | ARTIFACT_GATES
     | SEARCH
     | {"--profile", "-o", "--out", "--data", "--subnet", "--search", "--force", "--seed"},
     ("resolve",): SUPERNET | {"--profile", "--subnet"},
-    ("validate",): SUPERNET | GATES | {"--data", "--seed"},
+    ("validate",): SUPERNET | ARTIFACT_GATES | {"--data", "--seed"},
     ("eval",): SUPERNET | GATES | {"--data", "--profile", "--subnet", "--seed"},
     ("train",): {
         *("-o", "--out", "--model", "--data", "--seed", "--weights", "--supernet", "--float-only", "--tensorboard"),

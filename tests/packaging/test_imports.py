@@ -23,7 +23,7 @@ LAYERS = (
     ("network",),
     ("subnet",),
     ("plan",),
-    ("budget", "profile_fields"),
+    ("budget", "float_share", "profile_fields", "profile_gates"),
     ("profile_document", "profile_schema"),
     ("profile_loading",),
     ("profile", "profiles"),

@@ -69,7 +69,14 @@ FAILED = Level.of(False, "3 codes differ", {"differing": 3})
 NOT_RUN = Level.not_run("the data have no labels")
 
 
-def make_report(static: Level = PASSED, parity: Level = PASSED, accuracy: Level = NOT_RUN) -> ArtifactReport:
+def make_report(
+    static: Level = PASSED,
+    parity: Level = PASSED,
+    accuracy: Level = NOT_RUN,
+    distance: Level = PASSED,
+    agreement: Level = PASSED,
+    float_share: Level = PASSED,
+) -> ArtifactReport:
     return ArtifactReport(
         provenance=Provenance(
             profile="snpe-dsp",
@@ -91,7 +98,10 @@ def make_report(static: Level = PASSED, parity: Level = PASSED, accuracy: Level 
         ),
         static=static,
         parity=parity,
+        distance=distance,
+        agreement=agreement,
         accuracy=accuracy,
+        float_share=float_share,
         operators={"fused": {"QLinearConv": 5}, "float": [{"name": "t", "reason": "tanh"}]},
         notes=("block2: no image excites it",),
     )
@@ -113,6 +123,17 @@ def test_verdict_and_failure_follow_from_the_levels(static: Level, parity: Level
     else:
         assert failure is None
         assert report.verdict is (Verdict.UNPROVEN if NOT_RUN in (static, parity) else Verdict.VALID)
+
+
+@pytest.mark.parametrize("name", ["distance", "agreement", "accuracy", "float_share"])
+def test_every_gate_counts(name: str) -> None:
+    report = make_report(**{name: FAILED})
+    assert report.verdict is Verdict.FAILED
+    failure = report.failure()
+    assert type(failure) is AccuracyError
+    assert failure.where == f"snpe-dsp: {name.replace('_', ' ')}"
+    not_run = make_report(**{name: NOT_RUN})
+    assert not_run.verdict is (Verdict.UNPROVEN if name == "distance" else Verdict.VALID)
 
 
 def test_round_trip_through_a_file(tmp_path: Path) -> None:
