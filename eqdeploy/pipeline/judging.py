@@ -15,7 +15,7 @@ from eqdeploy.validation.agreement import Answers, ExportDrop, compare_accuracy,
 from eqdeploy.validation.distance import DistanceMeter
 
 #: Why nothing can be held against the supernet.
-NO_SUPERNET = "the supernet is not at hand; name it with --supernet"
+NO_SUPERNET = "the supernet, or the images that it was calibrated on, is not at hand; name it with --supernet"
 
 
 def missed_gate(rows: Sequence[Accuracy], gates: Gates) -> AccuracyError | None:

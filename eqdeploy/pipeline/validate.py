@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from eqdeploy.errors import CheckpointError, DataError, ValidationError
+from eqdeploy.data import LabelledImages
+from eqdeploy.errors import CheckpointError, DataError, UsageError, ValidationError
 from eqdeploy.float_share import float_share
 from eqdeploy.pipeline.answers import FLOAT, SIMULATED, answer
 from eqdeploy.pipeline.baseline import float_network
 from eqdeploy.pipeline.configuration import CONFIGURATION_FILE, Configuration
 from eqdeploy.pipeline.proof import Subject, Yardstick, prove
 from eqdeploy.pipeline.records import Records, read_records
-from eqdeploy.pipeline.sources import ImageSets, load_image_sets, load_supernet, shipped_supernets
+from eqdeploy.pipeline.sources import load_image_sets, load_supernet, shipped_supernets
 from eqdeploy.pipeline.subnets import activate_calibrated, calibrated_classifier
 from eqdeploy.progress import Progress
 from eqdeploy.report import ArtifactReport
@@ -47,7 +48,8 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
         raise DataError(
             "holds other images than those of the export", where=configuration.data, hint="name the images with --data"
         )
-    yardstick = _yardstick(request, records, images, progress)
+    calibration = images.calibration if same_images else _original_calibration(records)
+    yardstick = _yardstick(request, records, calibration, images.held_out, progress)
     proof = prove(
         Subject(
             model=records.model,
@@ -70,9 +72,33 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
     )
 
 
-def _yardstick(request: ValidateRequest, records: Records, images: ImageSets, progress: Progress) -> Yardstick:
-    """What the artifact is held against, if the supernet is at hand."""
+def _original_calibration(records: Records) -> LabelledImages | None:
+    """The calibration images of the export, None if they are not at hand."""
     configuration = records.configuration
+    try:
+        images = load_image_sets(
+            configuration.data,
+            records.preprocessing,
+            tuple(configuration.classes),
+            calibration=configuration.calibration_images,
+        )
+    except (DataError, UsageError):
+        return None
+    return images.calibration if images.digest == records.report.provenance.data_digest else None
+
+
+def _yardstick(
+    request: ValidateRequest,
+    records: Records,
+    calibration: LabelledImages | None,
+    held_out: LabelledImages,
+    progress: Progress,
+) -> Yardstick:
+    """What the artifact is held against, if the supernet and the images that it was calibrated on are at hand."""
+    configuration = records.configuration
+    if calibration is None:
+        progress.note(f"{configuration.data} of the export is not at hand: nothing is compared with the supernet")
+        return Yardstick()
     reference = request.supernet or (configuration.supernet if configuration.supernet in shipped_supernets() else None)
     if reference is None:
         progress.note(f"{configuration.supernet} is not at hand: nothing is compared with it; name it with --supernet")
@@ -86,10 +112,10 @@ def _yardstick(request: ValidateRequest, records: Records, images: ImageSets, pr
     checkpoint = loaded.checkpoint
     if (checkpoint.preprocessing, checkpoint.metadata.classes) != (records.preprocessing, configuration.classes):
         raise ValidationError("the artifact has another preprocessing or other classes", where=reference)
-    seed, held_out = configuration.seed, images.held_out
-    network = float_network(checkpoint, images.calibration, seed, progress)
+    seed = configuration.seed
+    network = float_network(checkpoint, calibration, seed, progress)
     float_answers = answer(FLOAT, network.classifier, held_out, checkpoint.preprocessing, progress)
-    activate_calibrated(checkpoint, records.subnet, images.calibration, seed, progress)
+    activate_calibrated(checkpoint, records.subnet, calibration, seed, progress)
     classifier = calibrated_classifier(checkpoint, records.subnet)
     simulated = answer(SIMULATED, classifier, held_out, checkpoint.preprocessing, progress)
     profile = configuration.device_profile(where=CONFIGURATION_FILE)

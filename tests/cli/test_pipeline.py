@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eqdeploy.data import DIGITS_PREPROCESSING, load_data
 from eqdeploy.errors import ValidationError
 from eqdeploy.manifest import Provenance, verify_manifest, write_manifest
 from eqdeploy.pipeline.records import read_records
@@ -205,7 +206,9 @@ def test_the_records_of_an_export_agree(artifact: Path) -> None:
 def test_validate_does_not_pass_other_images_off_as_those_of_the_export(
     eqdeploy: Run, artifact: Path, tmp_path: Path
 ) -> None:
-    np.savez(tmp_path / "few.npz", images=np.arange(256, dtype=np.uint8).reshape(4, 8, 8) // 16)
+    np.savez(
+        tmp_path / "few.npz", images=load_data("digits", split="test", preprocessing=DIGITS_PREPROCESSING).images[:4]
+    )
     done = eqdeploy("validate", artifact, "--data", "few.npz", "--json", "-")
     assert done.returncode == 0, done.stderr
     assert result_of(done)["notes"][-1] == "proved on other images: few.npz"
