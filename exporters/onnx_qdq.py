@@ -10,6 +10,7 @@ from pydantic import Field
 from eqdeploy.exporters.contract import RecoveredEncodings
 from eqdeploy.exporters.files import write_model
 from eqdeploy.exporters.metadata import attach_facts, facts_of
+from eqdeploy.exporters.opset import OPSETS
 from eqdeploy.exporters.options import ExporterOptions, parse_options
 from eqdeploy.exporters.qdq_graph import build_qdq
 from eqdeploy.exporters.qdq_reader import read_model
@@ -24,10 +25,10 @@ class OnnxQdqOptions(ExporterOptions):
     """Options of the exporter.
 
     Attributes:
-        opset: ONNX opset. 13 is the first with an axis on Q and DQ, 26 the newest that ONNX Runtime 1.31 loads.
+        opset: ONNX opset, one of :data:`eqdeploy.exporters.opset.OPSETS`.
     """
 
-    opset: int = Field(default=21, ge=13, le=26)
+    opset: int = Field(default=21, ge=OPSETS[0], le=OPSETS[-1])
 
 
 class OnnxQdqExporter:

@@ -32,7 +32,7 @@ from eqdeploy.exporters.float_graph import (
 from eqdeploy.exporters.metadata import EncodingFacts, attach_facts, facts_of, read_facts
 from eqdeploy.exporters.model_checks import check_model
 from eqdeploy.exporters.onnx_qdq import MODEL_FILE, OnnxQdqOptions, write_qdq_model
-from eqdeploy.exporters.opset import convert_opset
+from eqdeploy.exporters.opset import OPSETS, convert_opset
 from eqdeploy.exporters.options import parse_options
 from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.quant.encoding import Encoding
@@ -56,7 +56,7 @@ class SnpeOptions(OnnxQdqOptions):
         allow_low_bits: Write encodings below 4 bits, which the format's specification does not name.
     """
 
-    float_opset: int | None = Field(default=None, ge=13, le=26)
+    float_opset: int | None = Field(default=None, ge=OPSETS[0], le=OPSETS[-1])
     allow_low_bits: bool = False
 
 

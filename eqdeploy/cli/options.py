@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,17 @@ def decibels(text: str) -> float:
     if not math.isfinite(value):
         raise typer.BadParameter(f"{text!r} is not a number of dB, e.g. 20")
     return value
+
+
+def seed(text: str) -> int:
+    """Read a seed.
+
+    Raises:
+        typer.BadParameter: If it is none.
+    """
+    if not re.fullmatch("[0-9]{1,19}", text) or int(text) > MAXIMUM_SEED:
+        raise typer.BadParameter(f"{text[:40]!r} is not an integer from 0 to 2^63 - 1")
+    return int(text)
 
 
 def _remember(context: typer.Context, parameter: typer.CallbackParam, value: object) -> object:
@@ -143,6 +155,6 @@ MaxFloatShare = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", min=0, max=MAXIMUM_SEED, help="Seed of every random choice. [default: 0]"),
+    typer.Option("--seed", metavar="N", parser=seed, help="Seed of every random choice. [default: 0]"),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier run wrote.")]

@@ -11,7 +11,7 @@ import typer
 from eqdeploy.cli import options
 from eqdeploy.cli.session import Answer, Session
 from eqdeploy.progress import SilentProgress
-from eqdeploy.requests import MAXIMUM_SEED, TrainRequest
+from eqdeploy.requests import TrainRequest
 
 
 def train(
@@ -29,8 +29,7 @@ def train(
         typer.Option(
             "--seed",
             metavar="N",
-            min=0,
-            max=MAXIMUM_SEED,
+            parser=options.seed,
             help="Seed of every random choice. [default: the configuration's]",
         ),
     ] = None,

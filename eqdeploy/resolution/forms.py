@@ -300,10 +300,12 @@ def _trained_bits(bits: int, trained: tuple[int, ...], request: _Request, *, hal
     note = f" ({bits} bits signed symmetric on a tensor that is never negative)" if halved else ""
     possible = [width + int(halved) for width in trained if width + int(halved) <= MAXIMUM_BITS]
     nearest = min(possible, key=lambda width: (abs(width - bits), -width), default=None)
-    hint = f"train the supernet for {wanted} bits"
+    hints = [] if nearest is None else [f"nearest choice: {request.key}: {nearest}"]
+    if wanted <= MAXIMUM_BITS:
+        hints.append(f"train the supernet for {wanted} bits")
     raise request.error(
         f"needs {wanted} bits{note}, the supernet is trained for {_listed(trained)}",
-        hint if nearest is None else f"nearest choice: {request.key}: {nearest}, or {hint}",
+        ", or ".join(hints) or f"supernets are trained for at most {MAXIMUM_BITS} bits",
     )
 
 

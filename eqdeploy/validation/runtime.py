@@ -168,6 +168,19 @@ class Session:
             raise RuntimeRefusedError(message.strip(), where=self._where) from error
 
 
+def loads_ir_version(ir_version: int) -> bool:
+    """Whether the installed ONNX Runtime loads files of an IR version, asked with a network that does nothing."""
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "empty", [value], [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=ir_version)
+    try:
+        Session(model, Level.DISABLED, where="")
+    except RuntimeRefusedError:
+        return False
+    return True
+
+
 def optimize(
     model: onnx.ModelProto | Path, level: Level, *, where: str, threads: int = 1
 ) -> tuple[Session, OptimizedGraph]:

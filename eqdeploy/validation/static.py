@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eqdeploy.exporters.opset import OPSETS
 from eqdeploy.plan import Coverage
 from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.validation import static_checks as checks_of
@@ -91,7 +92,11 @@ def check_static(model: QuantizedModel, onnx_path: Path, *, power_of_two_scales:
     """
     subject = Subject(Graph.of(model), QdqFile.load(onnx_path))
     checks: tuple[tuple[str, str, Callable[[Subject], Iterable[Fault]]], ...] = (
-        ("format", "opset and IR version are ones that ONNX Runtime loads", checks_of.file_format),
+        (
+            "format",
+            f"opset {OPSETS[0]} to {OPSETS[-1]}, and an IR version that ONNX Runtime loads",
+            checks_of.file_format,
+        ),
         ("scales", "every scale is a constant, finite, positive, normal float32", checks_of.scales),
         ("zero_points", "every zero-point is an integer of the container inside the range", checks_of.zero_points),
         ("channels", "every scale fits its axis, and the axis is explicit", checks_of.channels),

@@ -9,20 +9,19 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 
 from eqdeploy.exporters.float_graph import bounds_before_quantization, implied, to_ir
+from eqdeploy.exporters.opset import OPSETS
 from eqdeploy.plan import Coverage
 from eqdeploy.quant.encoding import Encoding, are_powers_of_two
 from eqdeploy.quantized_model import QuantizedModel, operation_of
 from eqdeploy.validation.qdq_file import DEQUANTIZE, QUANTIZE, ActivationChain, Grid, QdqFile, StoredParameter
 from eqdeploy.validation.reference.graph import Graph, Operation
 from eqdeploy.validation.reference.kernels import LINEAR
+from eqdeploy.validation.runtime import loads_ir_version
 from eqdeploy.validation.structure import StructureComparison
-
-#: Opsets whose Q and DQ ONNX Runtime 1.31 understands, and the newest IR version that it loads.
-OPSETS = range(13, 27)
-NEWEST_IR_VERSION = 13
 
 #: A tensor or node and what is wrong with it.
 Fault = tuple[str, str]
@@ -68,13 +67,13 @@ class Subject:
 
 
 def file_format(subject: Subject) -> Iterator[Fault]:
-    """Opset and IR version must be ones that ONNX Runtime loads."""
+    """The opset must be one that is written, the IR version one that the installed ONNX Runtime loads."""
     proto = subject.file.proto
     for entry in proto.opset_import:
         if entry.domain in ("", "ai.onnx") and entry.version not in OPSETS:
             yield "opset", f"is {entry.version}, not one of {OPSETS.start} to {OPSETS.stop - 1}"
-    if proto.ir_version > NEWEST_IR_VERSION:
-        yield "ir_version", f"is {proto.ir_version}, newer than {NEWEST_IR_VERSION}"
+    if not loads_ir_version(proto.ir_version):
+        yield "ir_version", f"is {proto.ir_version}, which ONNX Runtime {onnxruntime.__version__} does not load"
 
 
 def scales(subject: Subject) -> Iterator[Fault]:

@@ -10,6 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from eqdeploy.exporters.opset import OPSETS
+
 Mutation = Callable[[onnx.ModelProto], None]
 
 #: Corruptions by name: what changes the numbers that the file computes.
@@ -288,13 +290,17 @@ def q_has_no_dq(model: onnx.ModelProto) -> None:
 
 @formal
 def opset_is_too_new(model: onnx.ModelProto) -> None:
-    model.opset_import[0].version = 28
-    model.ir_version = 14
+    model.opset_import[0].version = OPSETS.stop
+
+
+@formal
+def ir_version_is_too_new(model: onnx.ModelProto) -> None:
+    model.ir_version = 1000
 
 
 @formal
 def opset_is_too_old(model: onnx.ModelProto) -> None:
-    model.opset_import[0].version = 12
+    model.opset_import[0].version = OPSETS.start - 1
 
 
 @formal

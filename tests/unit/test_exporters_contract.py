@@ -21,6 +21,7 @@ from eqdeploy.exporters.contract import (
     exporter_names,
     get_exporter,
 )
+from eqdeploy.exporters.opset import OPSETS
 from eqdeploy.plan import BiasFormat
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter
@@ -102,7 +103,7 @@ def test_broken_entry_points_are_explained(
     [
         ({"opsett": 21}, "did you mean 'opset'"),
         ({"opset": 12}, r"options\.opset: .*greater than or equal to 13, got 12"),
-        ({"opset": 27}, "less than or equal to 26"),
+        ({"opset": OPSETS.stop}, f"less than or equal to {OPSETS[-1]}"),
         ({"opset": "21"}, "valid integer, got '21'"),
         ({"opset": True}, "valid integer"),
         ({"external_data_threshold": 0}, "greater than or equal to 1"),

@@ -151,7 +151,11 @@ def test_layer_that_the_device_leaves_in_float_is_refused(tmp_path: Path) -> Non
         ("bias: int8\n", "changed: bias: int8 is not supported yet"),
         ("bias: int40\n", "changed: bias: int40 is not supported yet"),
         ("activations: {scale: power_of_two}\n", "different constraints for weights and activations"),
-        ("weights: {bits: 16}\n", "layer 'stem' needs 16 bits"),
+        (
+            "weights: {bits: 16}\n",
+            "layer 'stem' needs 16 bits, the supernet is trained for 2, 3, 4, 5, 6, 7, 8 "
+            "(nearest choice: weights.bits: 8)",
+        ),
         ("activations: {calibrated_bits: 16}\n", "activations.calibrated_bits: tensor 'a_conv2_bn' would need 16 bits"),
     ],
 )
