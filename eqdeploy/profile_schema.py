@@ -227,7 +227,8 @@ class Operators(_Model):
 
     quantized: OperatorList = Field(description="Operators that run on integers.")
     shared: OperatorList = Field(
-        default=(), description="Operators whose inputs and output have one encoding because they only move codes."
+        default=(),
+        description="Operators whose inputs and output have one encoding: they move codes, or the device wants it.",
     )
     shared_inputs: OperatorList = Field(
         default=(), description="Operators whose inputs have one encoding while the output has its own."

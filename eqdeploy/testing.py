@@ -42,12 +42,14 @@ class SampleForms:
         bias: Integer or float biases.
         power_of_two: Scales that are powers of two make every float sum exact in any order, so that runtimes
             must agree in every code.
+        transposed: Form of the weights of transposed convolutions; that of the others unless one is given.
     """
 
     weight: Form = _WEIGHT
     activation: Form = _ACTIVATION
     bias: BiasFormat = BiasFormat.INT32
     power_of_two: bool = False
+    transposed: Form | None = None
 
 
 @dataclass(eq=False)
@@ -105,7 +107,8 @@ class ModelBuilder:
             **attributes: ONNX attributes.
         """
         axis = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1 - attributes.get("transB", 0)}[op_type]
-        weight = self._weight(f"{name}.weight", weight_shape, axis)
+        form = (self.forms.transposed if op_type == "ConvTranspose" else None) or self.forms.weight
+        weight = self._weight(f"{name}.weight", weight_shape, axis, form)
         inputs = [source, weight.name]
         if bias:
             inputs.append(self._bias(f"{name}.bias", source, weight.encoding, bias))
@@ -184,11 +187,10 @@ class ModelBuilder:
             reasons=dict.fromkeys(names, "sample"),
         )
 
-    def _weight(self, name: str, shape: tuple[int, ...], axis: int) -> QuantizedParameter:
+    def _weight(self, name: str, shape: tuple[int, ...], axis: int, form: Form) -> QuantizedParameter:
         """Make random codes and scales with which a layer keeps the variance of its input."""
         if name in self._parameters:
             return self._parameters[name]
-        form = self.forms.weight
         codes = self._random.integers(form.q_min, form.q_max, size=shape, endpoint=True, dtype=np.int32)
         fan_in = max(1, codes.size // shape[axis])
         spread = max(1.0, (form.q_max - form.q_min) / 3.5)

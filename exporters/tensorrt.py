@@ -1,8 +1,8 @@
 """Exporter ``tensorrt``: a QDQ ONNX under TensorRT's rules for explicit quantization.
 
 int8 with zero-point 0 everywhere, one scale per activation, weights with one scale or one per output channel,
-float biases, and nothing between a Q and its DQ. Sources: TensorRT documentation, Working with Quantized Types, and
-NVIDIA/Model-Optimizer, modelopt/onnx/quantization.
+float biases, and nothing between a Q and its DQ. Sources: TensorRT documentation, Working with Quantized Types;
+NVIDIA/Model-Optimizer, modelopt/onnx/quantization; NVIDIA/TensorRT, issues 1694 and 2380 (ConvTranspose).
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class TensorRtExporter:
         return (
             "A QDQ ONNX for TensorRT: signed 8-bit integers with zero-point 0, float biases, no Clip between Q and "
             "DQ, so an activation uses all 8 bits unless an operation before it (ReLU6) keeps its codes in a "
-            "narrower range. Weights may use fewer bits. No per-channel weights for grouped ConvTranspose, whose "
-            "scales would serve all groups."
+            "narrower range. Weights may use fewer bits. A ConvTranspose has one scale for its weight, as its kernels "
+            "take none per output channel."
         )
 
     def export(self, model: QuantizedModel, directory: Path, options: Mapping[str, object]) -> tuple[str, ...]:
@@ -119,19 +119,17 @@ def _check_parameter(name: str, parameter: QuantizedParameter, value: ir.Value) 
     _check_storage(name, encoding, "weights")
     if encoding.axis is None:
         return
+    if any(use.node.op_type == "ConvTranspose" for use in value.uses()):
+        raise ProfileError(
+            "TensorRT takes no scale per output channel of a ConvTranspose",
+            where=name,
+            hint="set weights.operators.conv_transpose: {granularity: per_tensor, batch_norm: requantize}",
+        )
     axis = weight_channel_axis(value)
     if encoding.axis != axis:
         raise ProfileError(
             f"has its scales on axis {encoding.axis}; TensorRT takes the output channels, here axis {axis}", where=name
         )
-    for use in value.uses():
-        group = use.node.attributes.get("group")
-        if use.node.op_type == "ConvTranspose" and group is not None and group.as_int() > 1:
-            raise ProfileError(
-                "a grouped ConvTranspose has no axis for its output channels",
-                where=name,
-                hint="set weights.granularity: per_tensor for conv_transpose",
-            )
 
 
 def _check_storage(name: str, encoding: Encoding, section: str) -> None:

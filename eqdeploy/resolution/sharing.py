@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from eqdeploy.network import NetworkDescription, TensorInfo
+from eqdeploy.network import NetworkDescription, OpKind, TensorInfo
 from eqdeploy.profile_schema import DeviceProfile
+
+#: Operators whose results lie between the values of their input: their own range may be too narrow for it.
+_NARROWING = frozenset({OpKind.AVERAGE_POOL, OpKind.GLOBAL_AVERAGE_POOL, OpKind.RESIZE, OpKind.RELU, OpKind.CLIP})
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,22 @@ def shared_groups(
 def _owned(network: NetworkDescription, group: list[TensorInfo], fixed: set[str]) -> SharedGroup:
     """Choose the tensor whose encoding suits all members.
 
-    A prescribed encoding comes first. Otherwise the range must reach below zero as soon as one member does; among
-    those that qualify a trained tensor goes before a calibrated one, then the larger tensor, whose values the
-    others are taken from (the input of a pool, the output of a concatenation), then the input of a boundary layer,
-    then the first. None of this depends on a subnet, so that a plan's own subnet gives the same plan.
+    A prescribed encoding comes first. Otherwise the range must reach below zero as soon as one member does, and an
+    average does not give its range to what it is an average of; among those that qualify a trained tensor goes before
+    a calibrated one, then the larger tensor, whose values the others are taken from (the input of a pool, the output
+    of a concatenation), then the input of a boundary layer, then the first. None of this depends on a subnet, so that
+    a plan's own subnet gives the same plan.
     """
     names = tuple(tensor.name for tensor in group)
     prescribed = next((name for name in names if name in fixed), None)
     if prescribed is not None:
         return SharedGroup(prescribed, names, "prescribed by the device")
     non_negative = all(tensor.non_negative for tensor in group)
-    fitting = [tensor for tensor in group if tensor.non_negative == non_negative]
+    fitting = [
+        tensor
+        for tensor in group
+        if tensor.non_negative == non_negative and not (tensor.op in _NARROWING and tensor.inputs[0] in names)
+    ]
     boundary = network.boundary_tensors
     owner = max(fitting, key=lambda tensor: (tensor.trained, tensor.elements, tensor.name in boundary))
     return SharedGroup(owner.name, names, "trained" if owner.trained else "calibrated")

@@ -18,6 +18,7 @@ SIGNED = SampleForms(
     activation=Form(8, Granularity.PER_TENSOR, Symmetry.SYMMETRIC, signed=True),
     bias=BiasFormat.FLOAT,
     power_of_two=True,
+    transposed=Form(8, Granularity.PER_TENSOR, Symmetry.SYMMETRIC, signed=True),
 )
 ASYMMETRIC = SampleForms(weight=Form(8, Granularity.PER_TENSOR, Symmetry.ASYMMETRIC, signed=False), power_of_two=True)
 LOW_BITS = SampleForms(

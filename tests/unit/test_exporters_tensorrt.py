@@ -18,7 +18,7 @@ from eqdeploy.plan import BiasFormat
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 from eqdeploy.quantized_model import QuantizedModel
-from eqdeploy.testing import ModelBuilder, SampleForms, sample_model
+from eqdeploy.testing import ModelBuilder, sample_model
 from tests.contract.networks import SIGNED
 
 TENSORRT = get_exporter("tensorrt")
@@ -47,7 +47,7 @@ def test_model_keeps_to_the_rules(tmp_path: Path) -> None:
     assert {values[name].dtype for name in biases} == {np.dtype(np.float32)}
     axes = {node.name: node.attribute[0].i for node in quantization if node.attribute}
     assert axes["stem.weight/dequantize"] == axes["head.weight/dequantize"] == 0
-    assert axes["up.weight/dequantize"] == 1
+    assert "up.weight/dequantize" not in axes  # one scale
     by_name = {node.name: node for node in model.graph.node}
     assert "pointwise/quantize" not in by_name
     assert list(by_name["add"].input) == ["pointwise", "stem_relu_dequantized"]
@@ -77,14 +77,14 @@ def test_seven_bit_grid_stored_signed_needs_no_clip(tmp_path: Path) -> None:
 def with_form(
     weight: Form | None = None, activation: Form | None = None, bias: BiasFormat = BiasFormat.FLOAT
 ) -> QuantizedModel:
-    forms = SampleForms(weight=weight or PER_TENSOR, activation=activation or SIGNED.activation, bias=bias)
+    forms = replace(SIGNED, weight=weight or PER_TENSOR, activation=activation or SIGNED.activation, bias=bias)
     return sample_model(forms, skip_only=True)
 
 
-def grouped_per_channel() -> QuantizedModel:
-    b = ModelBuilder(SIGNED)
+def transposed_per_channel(groups: int) -> QuantizedModel:
+    b = ModelBuilder(replace(SIGNED, transposed=None))
     x = b.encode(b.input("x", 4, 3, 3))
-    return b.build(b.layer("up", "ConvTranspose", x, (4, 3, 2, 2), bias=6, group=2, kernel_shape=[2, 2]))
+    return b.build(b.layer("up", "ConvTranspose", x, (4, 3, 2, 2), group=groups, kernel_shape=[2, 2]))
 
 
 def scales_on_the_wrong_axis() -> QuantizedModel:
@@ -121,7 +121,8 @@ def per_channel_activation() -> QuantizedModel:
             lambda: with_form(activation=Form(4, Granularity.PER_TENSOR, Symmetry.SYMMETRIC, signed=True)),
             r"x: its codes end at \[-8, 7\], which needs a Clip .*set activations\.bits: 8",
         ),
-        (grouped_per_channel, r"up\.weight: a grouped ConvTranspose has no axis"),
+        (lambda: transposed_per_channel(1), r"up\.weight: .* no scale per output channel .*granularity: per_tensor"),
+        (lambda: transposed_per_channel(2), r"up\.weight: .* no scale per output channel of a ConvTranspose"),
         (scales_on_the_wrong_axis, r"head\.weight: has its scales on axis 1; .* here axis 0"),
         (per_channel_activation, "stem_relu: TensorRT activations have one scale"),
     ],

@@ -399,7 +399,33 @@ class TestFloatTensors:
         stem = net.layer("stem", net.input())
         relu = net.op(OpKind.RELU, stem, name="relu")
         found = sources(plan_for("snpe-dsp", net.build(stem, relu)))
-        assert found["stem_bn"] == found["relu"] == "calibrated"
+        assert (found["stem_bn"], found["relu"]) == ("calibrated", "=stem_bn")
+
+    @pytest.mark.parametrize(
+        ("kind", "expected"),
+        [
+            (OpKind.AVERAGE_POOL, "=stem_relu"),
+            (OpKind.RESIZE, "=stem_relu"),
+            (OpKind.MAX_POOL, "trained"),
+            (OpKind.GLOBAL_AVERAGE_POOL, "trained"),
+            (OpKind.SIGMOID, "trained"),
+        ],
+    )
+    def test_snpe_gives_these_the_encoding_of_their_input(self, kind: OpKind, expected: str) -> None:
+        net = NetworkBuilder()
+        result = net.op(kind, net.conv_relu("stem", net.input()), name="result")
+        found = sources(plan_for("snpe-dsp", net.build(net.layer("head", result, batch_norm=False))))
+        assert found["result"] == expected
+        assert found["stem_relu"] == ("=result" if kind is OpKind.MAX_POOL else "calibrated")
+
+    def test_snpe_gives_what_is_concatenated_one_encoding(self) -> None:
+        net = NetworkBuilder()
+        x = net.input()
+        left, right = net.conv_relu("left", x), net.layer("right", x)
+        both = net.op(OpKind.CONCAT, left, net.op(OpKind.SIGMOID, right, name="gate"), right, name="both")
+        found = sources(plan_for("snpe-dsp", net.build(net.layer("head", both, batch_norm=False))))
+        assert found["both"] == "trained"
+        assert found[left] == found[right] == found["gate"] == "=both"
 
     def test_output_that_a_layer_reads_keeps_its_encoding(self) -> None:
         net = NetworkBuilder()

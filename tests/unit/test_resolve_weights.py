@@ -84,9 +84,18 @@ def test_grouped_transposed_convolution_cannot_fold_into_the_scale() -> None:
     net = NetworkBuilder()
     up = net.layer("up", net.input(), kind=OpKind.CONV_TRANSPOSE, groups=2)
     network = net.build(net.layer("head", up, batch_norm=False))
-    weight = resolve(load_profile("tensorrt"), network).weight["up"]
+    weight = resolve(load_profile("onnxruntime-x86"), network).weight["up"]
     assert weight.folding is BatchNormFolding.REQUANTIZE
     assert "share a scale" in weight.reason
+
+
+def test_tensorrt_takes_one_scale_for_a_transposed_convolution() -> None:
+    net = NetworkBuilder()
+    up = net.layer("up", net.input(), kind=OpKind.CONV_TRANSPOSE)
+    plan = resolve(load_profile("tensorrt"), net.build(net.layer("head", up, batch_norm=False)))
+    assert plan.weight["up"].device.granularity is TENSOR
+    assert plan.weight["up"].folding is BatchNormFolding.REQUANTIZE
+    assert plan.weight["head"].device.granularity is CHANNEL
 
 
 def test_symmetric_supernet_serves_an_asymmetric_device() -> None:
