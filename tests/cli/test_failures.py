@@ -43,6 +43,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], exit_code: int, *wor
         (("export", "--profile", "x", "--max-drop", "nan"), ("--max-drop", "nan")),
         (("export", "--profile", "x", "--seed", "-1"), ("--seed",)),
         (("export", "--profile", "x", "--seed", str(1 << 63)), ("--seed",)),
+        (("export", "--profile", "x", "--seed", "9" * 5000), ("--seed", "2^63 - 1")),
         (("export", "--profile", "x", "--supernet", ""), ("--supernet: is empty",)),
         (("eval", "nowhere.onnx"), ("nowhere.onnx: no such file",)),
         (("eval", "/dev/null"), ("is not a plain file",)),
