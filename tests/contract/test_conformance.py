@@ -18,7 +18,7 @@ from eqdeploy.exporters.contract import export_checked, get_exporter
 from eqdeploy.plan import BiasFormat
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 from eqdeploy.quantized_model import QuantizedModel
-from eqdeploy.testing import SampleForms, sample_model
+from eqdeploy.testing import ModelBuilder, SampleForms, sample_model
 from tests.contract.networks import ASYMMETRIC, LOW_BITS, NETWORKS, SIGNED
 from tests.contract.runtime import image, session, simulate
 
@@ -69,6 +69,35 @@ def test_openvino_computes_the_same(name: str, opset: int, tmp_path: Path) -> No
     _, reals = simulate(model, feeds)
     for output, array in zip(outputs, run_openvino(tmp_path / "model.onnx", feeds, outputs), strict=True):
         np.testing.assert_array_equal(array, reals[output])
+
+
+def read_by_a_batch_norm(*, second_reader: bool) -> QuantizedModel:
+    """A convolution whose encoded result is read by a BatchNorm that follows no layer, and by a sigmoid or not."""
+    b = ModelBuilder(SampleForms(power_of_two=True))
+    b.layer("conv", "Conv", b.encode(b.input("x", 3, 6, 6)), (8, 3, 1, 1), kernel_shape=[1, 1])
+    read = b.encode("conv")
+    numbers = {"scale": 2.0, "shift": 0.5, "mean": 0.25, "variance": 1.0}
+    steps = np.arange(8, dtype=np.float32) / 8
+    constants = [b.constant(f"norm.{name}", steps + value) for name, value in numbers.items()]
+    norm = b.node("norm", "BatchNormalization", [read, *constants])
+    result = b.encode(b.node("relu", "Relu", [norm]), non_negative=True)
+    if second_reader:
+        result = b.node("sum", "Add", [result, b.node("gate", "Sigmoid", [read])])
+    return b.build(result)
+
+
+@pytest.mark.parametrize(
+    "second_reader",
+    [False, pytest.param(True, marks=pytest.mark.xfail(reason="OpenVINO 2026.4 misreads it"))],
+)
+def test_openvino_reads_a_batch_norm_between_quantizers(second_reader: bool, tmp_path: Path) -> None:
+    model = read_by_a_batch_norm(second_reader=second_reader)
+    export_checked(get_exporter("onnx_qdq"), model, tmp_path, {"opset": 21})
+    feeds = image(model)
+    output = model.graph.graph.output[0].name
+    (expected,) = session(onnx.load(tmp_path / "model.onnx"), "disabled").run([output], feeds)
+    found = run_openvino(tmp_path / "model.onnx", feeds, [output])[0]
+    np.testing.assert_allclose(found, expected, atol=float(model.activations["relu"].encoding.scale) * 1.01)
 
 
 def test_openvino_computes_the_same_under_tensorrt_rules(tmp_path: Path) -> None:
