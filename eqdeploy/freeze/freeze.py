@@ -238,17 +238,20 @@ def _freeze_layer(supernet: Supernet, layer: LayerInfo, plan: DevicePlan, source
         power_of_two=plan.power_of_two_scales,
     )
     has_bias = layer.batch_norm is not None or getattr(module, "bias", None) is not None
-    integer_bias = plan.bias is BiasFormat.INT32 and _takes_integer_bias(supernet, layer)
+    inside = has_bias and _takes_integer_bias(supernet, layer)
+    integer_bias = plan.bias is BiasFormat.INT32 and inside
     name = f"{layer.name}.bias"
     bias: QuantizedParameter | None = None
-    if has_bias and integer_bias:
+    if inside and source is not None:
+        # A float bias, too: runtimes round it to the accumulator's grid when they fuse the layer.
+        folded = fit_bias(folded, layer, affine.shift, float(source.scale), power_of_two=plan.power_of_two_scales)
+    if integer_bias:
         if source is None:
             raise ProfileError(
                 f"an int32 bias needs an encoding of the layer's input {layer.input_tensor!r}",
                 where=f"{plan.profile}: {layer.name}",
                 hint="set bias.format to float or let operator inputs carry encodings",
             )
-        folded = fit_bias(folded, layer, affine.shift, float(source.scale), power_of_two=plan.power_of_two_scales)
         bias = _integer_bias(name, folded.encoding, affine.shift, source, layer)
     return _FrozenLayer(
         weight=QuantizedParameter(f"{layer.name}.weight", folded.codes, folded.encoding),

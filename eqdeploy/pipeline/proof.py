@@ -112,7 +112,14 @@ def prove(
     network = yardstick.network
     meter = None if network is None else DistanceMeter(Graph.of(subject.model), network.tensors)
     watch = None if meter is None else meter.add
-    parity = check_parity(subject.model, subject.model_path, inputs, watch=watch, progress=progress)
+    parity = check_parity(
+        subject.model,
+        subject.model_path,
+        inputs,
+        min_agreement=gates.min_agreement or 0.0,
+        watch=watch,
+        progress=progress,
+    )
     exported = answer(EXPORTED, onnx_classifier(subject.model_path), images, subject.preprocessing, progress)
     return Proof(
         static=Level.of(static.passed, static.summary, static.to_json()),

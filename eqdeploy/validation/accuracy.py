@@ -15,7 +15,7 @@ from eqdeploy.errors import AccuracyError, DataError
 from eqdeploy.progress import Progress, SilentProgress
 from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.supernet.shapes import tensors_in
-from eqdeploy.validation.parity import decisions
+from eqdeploy.validation.decisions import decisions
 from eqdeploy.validation.reference.integer import IntegerReference
 from eqdeploy.validation.runtime import Level, Session
 

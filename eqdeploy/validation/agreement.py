@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqdeploy.validation.accuracy import Accuracy
-
-#: Probability with which chance alone may explain a result; what is less likely fails.
-SIGNIFICANCE = 0.001
+from eqdeploy.validation.decisions import SIGNIFICANCE, Agreement, binomial_tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,43 +37,6 @@ class Answers:
     def accuracy(self) -> Accuracy | None:
         """Top-1 accuracy, None without labels."""
         return None if self.correct is None else Accuracy(self.name, int(self.correct.sum()), len(self.correct))
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How often two networks decide alike.
-
-    Attributes:
-        decisions: Number of decisions.
-        differing: How many of them differ.
-        floor: Smallest fraction of equal ones that is accepted.
-    """
-
-    decisions: int
-    differing: int
-    floor: float
-
-    @property
-    def fraction(self) -> float:
-        """Equal decisions over all decisions."""
-        return 1.0 - self.differing / self.decisions
-
-    @property
-    def passed(self) -> bool:
-        """Whether as many differing decisions may come about by chance where a fraction of ``floor`` is equal."""
-        return (
-            self.fraction >= self.floor
-            or binomial_tail(self.differing, self.decisions, 1.0 - self.floor) >= SIGNIFICANCE
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "decisions": self.decisions,
-            "differing": self.differing,
-            "agreement": self.fraction,
-            "min_agreement": self.floor,
-        }
 
 
 @dataclass(frozen=True)
@@ -159,34 +120,3 @@ def compare_accuracy(simulated: Answers, exported: Answers, allowed: float) -> E
     if before is None or after is None:
         return None
     return ExportDrop(len(after), int((before & ~after).sum()), int((after & ~before).sum()), allowed)
-
-
-def binomial_tail(successes: int, trials: int, probability: float) -> float:
-    """Probability of at least so many successes.
-
-    >>> round(binomial_tail(10, 10, 0.5) * 1024, 6)
-    1.0
-    """
-    if successes <= 0:
-        return 1.0
-    if probability <= 0.0 or successes > trials:
-        return 0.0
-    if probability >= 1.0:
-        return 1.0
-    odds = math.log(probability), math.log1p(-probability)
-    ways = math.lgamma(trials + 1)
-    # From the largest term of the tail on, terms fall geometrically: those that no longer count are left out.
-    total, mode = 0.0, (trials + 1) * probability
-    for count in range(successes, trials + 1):
-        log_term = (
-            ways
-            - math.lgamma(count + 1)
-            - math.lgamma(trials - count + 1)
-            + count * odds[0]
-            + (trials - count) * odds[1]
-        )
-        term = math.exp(log_term)
-        total += term
-        if count > mode and term < 1e-12 * total + 1e-300:
-            break
-    return min(1.0, total)

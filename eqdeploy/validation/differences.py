@@ -7,17 +7,23 @@ to the next encoded tensor is evaluated again, with the reference's arithmetic a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
-from eqdeploy.quant.encoding import Encoding
-from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter
+from eqdeploy.quantized_model import QuantizedModel
+from eqdeploy.validation.bounds import (
+    ROUNDING_STEPS,
+    RoundedBias,
+    bias_rounding_steps,
+    rounded_biases,
+    saturated_layer,
+)
+from eqdeploy.validation.noise import default_floor, expected_noise
 from eqdeploy.validation.reference.exact import (
     ExactCodes,
     ExactIntegerSums,
@@ -27,7 +33,6 @@ from eqdeploy.validation.reference.exact import (
 )
 from eqdeploy.validation.reference.graph import Graph, Walk
 from eqdeploy.validation.reference.integer import IntegerReference
-from eqdeploy.validation.reference.kernels import LINEAR
 from eqdeploy.validation.reference.runtime_kernels import table_softmax_codes
 
 #: How near to half-way, in steps of the scale, counts as exactly half-way.
@@ -43,6 +48,8 @@ class Kind(StrEnum):
     FLOAT_ROUNDING = "float_rounding"
     #: The runtime rounded a float bias to int32 when it fused the layer.
     RUNTIME_BIAS_ROUNDING = "runtime_bias_rounding"
+    #: The runtime saturated a float bias that int32 cannot hold: the level fails.
+    RUNTIME_BIAS_SATURATION = "runtime_bias_saturation"
     #: The runtime's table-based Softmax divides by ``floor(1 / scale)``.
     RUNTIME_SOFTMAX = "runtime_softmax"
     #: The codes before it differ already; from these, the code is right.
@@ -60,12 +67,23 @@ class TensorDifferences:
         differing: Number of codes that differ from the reference.
         kinds: Differing codes by kind; kinds that do not occur are left out.
         max_lsb: Largest difference of two codes.
+        steps: Largest difference of two codes by kind.
+        squares: Sum of the squares of all differences.
+        allowed: What the sum of squares may be.
     """
 
     codes: int
     differing: int
     kinds: dict[Kind, int]
     max_lsb: int
+    steps: dict[Kind, int] = field(default_factory=dict)
+    squares: float = 0.0
+    allowed: float = 0.0
+
+    @property
+    def is_excessive(self) -> bool:
+        """Whether the differences together are larger than what is accepted."""
+        return self.squares > self.allowed
 
     def plus(self, other: TensorDifferences) -> TensorDifferences:
         """Differences of both."""
@@ -75,6 +93,9 @@ class TensorDifferences:
             differing=self.differing + other.differing,
             kinds={kind: count for kind, count in kinds.items() if count},
             max_lsb=max(self.max_lsb, other.max_lsb),
+            steps={kind: max(self.steps.get(kind, 0), other.steps.get(kind, 0)) for kind in Kind if kinds[kind]},
+            squares=self.squares + other.squares,
+            allowed=self.allowed + other.allowed,
         )
 
 
@@ -88,6 +109,9 @@ class Examiner:
     def __init__(self, reference: IntegerReference) -> None:
         self.reference = reference
         self._graph = reference.graph
+        self._biases = rounded_biases(self._graph)
+        noise = expected_noise(self._graph)
+        self._accepted = {name: 10 ** (-default_floor(value) / 10) for name, value in noise.items()}
         self._exact: Walk[ExactValue] = Walk(self._graph, ExactNumbers())
         self._integer: Walk[ExactValue] = Walk(self._graph, ExactIntegerSums())
 
@@ -115,15 +139,35 @@ class Examiner:
         local = self.reference.follow(images, observed).codes if wrong else {}
         results = {}
         for name, mask in differs.items():
-            kinds: dict[Kind, int] = {}
-            distance = 0
+            found = TensorDifferences(int(mask.size), 0, {}, 0, allowed=self._allowed(name, expected[name]))
             if name in wrong:
                 is_float = any(operation.name in float_operations for operation in self._graph.region(name))
                 batch = _Batch(images, observed, self._exact if is_float else self._integer)
-                kinds = self._kinds(name, mask, local[name], batch)
-                distance = int(np.abs(expected[name].astype(np.int32) - observed[name].astype(np.int32)).max())
-            results[name] = TensorDifferences(int(mask.size), int(mask.sum()), kinds, distance)
+                distance = np.abs(expected[name].astype(np.int32) - observed[name].astype(np.int32))
+                kinds, steps = self._kinds(name, mask, distance, local[name], batch)
+                found = replace(
+                    found,
+                    differing=int(mask.sum()),
+                    kinds=kinds,
+                    max_lsb=int(distance.max()),
+                    steps=steps,
+                    squares=float(np.square(distance.astype(np.float64)).sum()),
+                )
+            results[name] = found
         return results
+
+    def _allowed(self, name: str, expected: NDArray[Any]) -> float:
+        """What the squares of explained differences may add up to.
+
+        Either as if every code were moved by the one step that rounding may move it, or what would be accepted as
+        its distance from float.
+        """
+        steps = expected.astype(np.float32).ravel() - np.float32(self._graph.encodings[name].zero_point)
+        return max(float(np.dot(steps, steps)) * self._accepted[name], float(expected.size))
+
+    def saturated_layer(self, name: str) -> str | None:
+        """Layer and channels before a tensor whose float bias the runtime saturates, None if there is none."""
+        return saturated_layer(self._graph, name, self._biases)
 
     def output_is_explained(
         self,
@@ -151,37 +195,49 @@ class Examiner:
                 return True
         return False
 
-    def _kinds(self, name: str, differs: NDArray[np.bool_], local: NDArray[Any], batch: _Batch) -> dict[Kind, int]:
-        """Count the differing codes of one tensor by kind."""
+    def _kinds(
+        self, name: str, differs: NDArray[np.bool_], distance: NDArray[np.int32], local: NDArray[Any], batch: _Batch
+    ) -> tuple[dict[Kind, int], dict[Kind, int]]:
+        """Count the differing codes of one tensor by kind, and how far each kind moved one."""
         arises = differs & (batch.observed[name] != local)
         counts = {Kind.PROPAGATED: int(differs.sum() - arises.sum())}
+        steps = {Kind.PROPAGATED: int(distance[differs & ~arises].max(initial=0))}
         if arises.any():
             left = arises
             if batch.is_separable((name, *self._graph.region_inputs(name))):
                 rows = np.flatnonzero(arises.reshape(len(arises), -1).any(axis=1))
                 left, local, batch = arises[rows], local[rows], batch.only(rows)
-            for kind, mask in self._explanations(name, batch, local):
-                counts[kind] = int((left & mask).sum())
-                left &= ~mask
+            moved = np.abs(batch.observed[name].astype(np.int32) - local.astype(np.int32))
+            for kind, mask, most in self._explanations(name, batch, local):
+                explained = left & mask if most is None else left & mask & (moved <= most)
+                counts[kind], steps[kind] = int(explained.sum()), int(moved[explained].max(initial=0))
+                left &= ~explained
                 if not left.any():
                     break
-            counts[Kind.UNEXPLAINED] = int(left.sum())
-        return {kind: count for kind, count in counts.items() if count}
+            counts[Kind.UNEXPLAINED], steps[Kind.UNEXPLAINED] = int(left.sum()), int(moved[left].max(initial=0))
+        found = [kind for kind, count in counts.items() if count]
+        return {kind: counts[kind] for kind in found}, {kind: steps[kind] for kind in found}
 
-    def _explanations(self, name: str, batch: _Batch, local: NDArray[Any]) -> Iterator[tuple[Kind, NDArray[np.bool_]]]:
-        """Possible explanations, each with the codes that it explains."""
+    def _explanations(
+        self, name: str, batch: _Batch, local: NDArray[Any]
+    ) -> Iterator[tuple[Kind, NDArray[np.bool_], int | None]]:
+        """Possible explanations, each with the codes that it explains and the steps by which it can move one."""
         runtime = batch.observed[name]
         exact = _exact_codes(batch.walk, name, batch)
         low, high = exact.lowest(), exact.highest()
         plausible = (low <= runtime) & (runtime <= high) & (low <= local) & (local <= high)
-        yield Kind.TIE, plausible & exact.is_tie(TIE_TOLERANCE)
-        yield Kind.FLOAT_ROUNDING, plausible
+        yield Kind.TIE, plausible & exact.is_tie(TIE_TOLERANCE), ROUNDING_STEPS
+        yield Kind.FLOAT_ROUNDING, plausible, ROUNDING_STEPS
         if self._rounded is not None and self._has_float_bias(name):
             rounded = _exact_codes(self._rounded_exact, name, batch)
-            yield Kind.RUNTIME_BIAS_ROUNDING, (rounded.lowest() <= runtime) & (runtime <= rounded.highest())
+            right = (rounded.lowest() <= runtime) & (runtime <= rounded.highest())
+            yield Kind.RUNTIME_BIAS_ROUNDING, right, bias_rounding_steps(self._graph, name, self._biases)
+            if self.saturated_layer(name) is not None:
+                yield Kind.RUNTIME_BIAS_SATURATION, right, None
         softmax = table_softmax_codes(self._graph, name, batch.observed)
         if softmax is not None:
-            yield Kind.RUNTIME_SOFTMAX, softmax == runtime
+            # p·⌊1/s⌋ and p/s are less than one step apart for p ≤ 1.
+            yield Kind.RUNTIME_SOFTMAX, softmax == runtime, ROUNDING_STEPS
 
     def _has_float_bias(self, name: str) -> bool:
         """Whether the region of a tensor has a bias that the runtime may round."""
@@ -192,7 +248,7 @@ class Examiner:
     @cached_property
     def _rounded(self) -> IntegerReference | None:
         """The same network with float biases rounded like ONNX Runtime does, None if it has none."""
-        model = with_rounded_biases(self._graph)
+        model = with_rounded_biases(self._graph, self._biases)
         return None if model is None else IntegerReference(model)
 
     @cached_property
@@ -220,36 +276,9 @@ class _Batch:
         return _Batch(self.images[rows], observed, self.walk)
 
 
-def with_rounded_biases(graph: Graph) -> QuantizedModel | None:
-    """Round float biases to int32 as ONNX Runtime does when it optimizes (``WeightBiasQuantization``).
-
-        b_int = int32(round_half_to_even(b / (s_x · s_w)))   in float32
-
-    Args:
-        graph: The network.
-
-    Returns:
-        The network with these biases as integer parameters; None if no bias qualifies.
-    """
-    arrays = {tensor.name: tensor for tensor in graph.model.graph.graph.initializer}
-    rounded: dict[str, QuantizedParameter] = {}
-    for operation in graph.operations:
-        if operation.op_type not in LINEAR - {"MatMul"} or len(operation.inputs) < 3:
-            continue
-        data, weight, bias = operation.inputs[:3]
-        parameter = graph.model.parameters.get(weight)
-        if bias not in graph.constants or parameter is None or not graph.reads_codes(operation, data):
-            continue
-        scale = np.asarray(graph.encodings[data].scale * parameter.encoding.scale, np.float32)
-        real = numpy_helper.to_array(arrays[bias]).astype(np.float32)
-        if scale.ndim and scale.size != real.size:
-            continue
-        limits = np.iinfo(np.int32)
-        codes = np.clip(np.rint(real / scale), limits.min, limits.max).astype(np.int64).astype(np.int32)
-        zero_point = np.zeros(scale.shape, np.int32)
-        axis = 0 if scale.ndim else None
-        encoding = Encoding(scale, zero_point, int(limits.min), int(limits.max), 32, True, axis)
-        rounded[bias] = QuantizedParameter(bias, codes, encoding)
+def with_rounded_biases(graph: Graph, biases: Mapping[str, RoundedBias]) -> QuantizedModel | None:
+    """The network with biases as the runtime rounds them, None if it rounds none."""
+    rounded = {name: bias.parameter for name, bias in biases.items()}
     return replace(graph.model, parameters={**graph.model.parameters, **rounded}) if rounded else None
 
 

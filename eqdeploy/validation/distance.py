@@ -17,16 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqdeploy.validation.noise import decibels, expected_noise
+from eqdeploy.validation.noise import decibels, default_floor, expected_noise
 from eqdeploy.validation.reference.graph import Graph
 from eqdeploy.validation.reference.integer import ReferenceResult
-
-#: A tensor need not be nearer to float than this, however many bits there are: trained ranges clip on purpose, and
-#: training moves the numbers of a subnet away from those of the float network.
-SUFFICIENT_SQNR = 15.0
-
-#: How far below what its widths lead to expect, or below what is sufficient, a tensor may lie.
-MARGIN = 3.0
 
 #: Tensors in a summary.
 _WORST = 3
@@ -133,15 +126,6 @@ class DistanceReport:
 def _against_floor(tensor: TensorDistance) -> str:
     """SQNR and floor of a tensor whose SQNR is known."""
     return f"{tensor.sqnr:.1f} dB, at least {tensor.floor:.1f}"
-
-
-def default_floor(noise: float) -> float:
-    """The smallest SQNR that is accepted by default, in dB.
-
-    Args:
-        noise: Noise over signal that the widths lead to expect, from :func:`~eqdeploy.validation.noise.expected_noise`.
-    """
-    return min(-decibels(noise), SUFFICIENT_SQNR) - MARGIN
 
 
 @dataclass

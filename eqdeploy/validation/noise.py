@@ -19,6 +19,16 @@ from eqdeploy.validation.reference.graph import Graph, Operation
 #: Noise over signal of a Gaussian value quantized uniformly to 1 to 8 bits with the best step.
 _GAUSSIAN_NOISE = (0.3634, 0.1188, 0.03744, 0.01154, 0.003495, 0.001041, 0.0003035, 0.00008714)
 
+#: A tensor need not be nearer to float than this many dB, however many bits there are: trained ranges clip on purpose,
+#: and training moves the numbers of a subnet away from those of the float network.
+SUFFICIENT_SQNR = 15.0
+
+#: How many dB below what its widths lead to expect, or below what is sufficient, a tensor may lie.
+MARGIN = 3.0
+
+#: Below 0 dB a tensor says less about the float network's than zeros would.
+SMALLEST_FLOOR = 0.0
+
 #: Operations that multiply their first two inputs: relative errors add up.
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Mul", "Einsum"})
 
@@ -35,6 +45,15 @@ def rounding_noise(bits: int) -> float:
 def decibels(ratio: float) -> float:
     """A ratio of powers in dB; −∞ for 0."""
     return 10.0 * math.log10(ratio) if ratio > 0 else -math.inf
+
+
+def default_floor(noise: float) -> float:
+    """The smallest signal-to-quantization-noise ratio that is accepted by default, in dB.
+
+    Args:
+        noise: Noise over signal that is expected, from :func:`expected_noise`.
+    """
+    return max(min(-decibels(noise), SUFFICIENT_SQNR) - MARGIN, SMALLEST_FLOOR)
 
 
 def expected_noise(graph: Graph) -> dict[str, float]:

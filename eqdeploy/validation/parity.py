@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,15 @@ from numpy.typing import NDArray
 from eqdeploy.errors import DataError, ParityError
 from eqdeploy.progress import Progress, SilentProgress
 from eqdeploy.quantized_model import QuantizedModel
+from eqdeploy.validation.decisions import decisions
 from eqdeploy.validation.differences import Examiner, Kind, TensorDifferences
 from eqdeploy.validation.operators import OperatorSummary, summarize
+from eqdeploy.validation.parity_report import MINIMUM_AGREEMENT, LevelParity, ParityReport, ParityVerdict
 from eqdeploy.validation.qdq_file import ActivationChain, QdqFile
 from eqdeploy.validation.reference.integer import IntegerReference, ReferenceResult, check_images
 from eqdeploy.validation.runtime import Exposure, Level, ObservedModel
+
+__all__ = ["LevelParity", "ParityReport", "ParityVerdict", "check_parity", "decisions"]
 
 #: Bytes of codes that one batch may hold; batches are made smaller for larger networks.
 BATCH_BYTES = 64 << 20
@@ -29,153 +32,11 @@ FUSING_LEVELS = (Level.EXTENDED, Level.ALL)
 #: Images of one batch at most.
 BATCH_IMAGES = 64
 
+#: Images that are also run one at a time, as a device runs them.
+SINGLE_IMAGES = 2
+
 #: Is shown the images of a batch and what the reference computes for them.
 Watch = Callable[[NDArray[np.float32], ReferenceResult], None]
-
-
-class ParityVerdict(StrEnum):
-    """What a comparison adds up to."""
-
-    #: Every code is the same at every level.
-    IDENTICAL = "identical"
-    #: Codes differ, and every difference has a reason that lies in the runtime's arithmetic.
-    EXPLAINED = "explained"
-    #: A difference has no explanation.
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class LevelParity:
-    """The comparison at one level of optimization.
-
-    Attributes:
-        level: The level.
-        tensors: Differences by tensor, in order of execution.
-        exposure: How the integers were made visible.
-        decisions: Number of top-1 decisions: one per image, or one per pixel where the network returns maps.
-        decisions_differing: Decisions that differ from the reference's.
-        output_difference: Largest absolute difference of an output.
-        outputs_explained: Whether every output follows from the runtime's own codes.
-        operators: What was fused and what stayed float; None at levels that fuse nothing.
-    """
-
-    level: Level
-    tensors: dict[str, TensorDifferences]
-    exposure: Exposure
-    decisions: int
-    decisions_differing: int
-    output_difference: float
-    outputs_explained: bool
-    operators: OperatorSummary | None
-
-    @property
-    def total(self) -> TensorDifferences:
-        """Differences of all tensors together."""
-        total = TensorDifferences(0, 0, {}, 0)
-        for tensor in self.tensors.values():
-            total = total.plus(tensor)
-        return total
-
-    @property
-    def first_differing(self) -> str | None:
-        """The first tensor in order of execution that differs, None if none does."""
-        return next((name for name, tensor in self.tensors.items() if tensor.differing), None)
-
-    @property
-    def top1_agreement(self) -> float:
-        """Fraction of decisions that are the reference's."""
-        return 1.0 - self.decisions_differing / self.decisions if self.decisions else 1.0
-
-    @property
-    def verdict(self) -> ParityVerdict:
-        """Failed if anything is unexplained, identical if every code is the same."""
-        total = self.total
-        if total.kinds.get(Kind.UNEXPLAINED) or not self.outputs_explained:
-            return ParityVerdict.FAILED
-        return ParityVerdict.EXPLAINED if total.differing else ParityVerdict.IDENTICAL
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        total = self.total
-        return {
-            "verdict": str(self.verdict),
-            "codes": total.codes,
-            "differing": total.differing,
-            "kinds": _kinds(total),
-            "max_lsb": total.max_lsb,
-            "first_differing_tensor": self.first_differing,
-            "top1_agreement": self.top1_agreement,
-            "output_max_difference": self.output_difference,
-            "outputs_explained": self.outputs_explained,
-            "exposure": str(self.exposure),
-            "differing_tensors": {
-                name: {
-                    "codes": tensor.codes,
-                    "differing": tensor.differing,
-                    "kinds": _kinds(tensor),
-                    "max_lsb": tensor.max_lsb,
-                }
-                for name, tensor in self.tensors.items()
-                if tensor.differing
-            },
-            "operators": None if self.operators is None else self.operators.to_json(),
-        }
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """The comparison at all levels.
-
-    Attributes:
-        images: Number of images.
-        tensors: Number of encoded tensors.
-        levels: One entry per level, from none to all optimizations.
-    """
-
-    images: int
-    tensors: int
-    levels: tuple[LevelParity, ...]
-
-    @property
-    def verdict(self) -> ParityVerdict:
-        """The worst verdict of all levels."""
-        verdicts = {level.verdict for level in self.levels}
-        order = (ParityVerdict.FAILED, ParityVerdict.EXPLAINED, ParityVerdict.IDENTICAL)
-        return next((verdict for verdict in order if verdict in verdicts), ParityVerdict.FAILED)
-
-    @property
-    def summary(self) -> str:
-        """The outcome in one sentence."""
-        codes = sum(level.total.codes for level in self.levels)
-        differing = sum(level.total.differing for level in self.levels)
-        basis = f"{codes:,} codes of {self.tensors} tensors, {self.images} images, {len(self.levels)} levels"
-        if self.verdict is ParityVerdict.IDENTICAL:
-            return f"no differing code in {basis}"
-        if self.verdict is ParityVerdict.EXPLAINED:
-            return f"{differing:,} differing codes, all explained, in {basis}"
-        level = next(level for level in self.levels if level.verdict is ParityVerdict.FAILED)
-        unexplained = {name: tensor.kinds.get(Kind.UNEXPLAINED, 0) for name, tensor in level.tensors.items()}
-        first = next((name for name, count in unexplained.items() if count), None)
-        if first is None:
-            return f"at level {level.level} the outputs do not follow from the codes before them"
-        return (
-            f"{sum(unexplained.values()):,} unexplained differing codes at level {level.level}, "
-            f"the first in tensor {first}"
-        )
-
-    def level(self, level: Level) -> LevelParity:
-        """The comparison at one level."""
-        return next(entry for entry in self.levels if entry.level is level)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "verdict": str(self.verdict),
-            "summary": self.summary,
-            "images": self.images,
-            "tensors": self.tensors,
-            "levels": {str(level.level): level.to_json() for level in self.levels},
-        }
 
 
 def check_parity(
@@ -185,6 +46,7 @@ def check_parity(
     *,
     levels: tuple[Level, ...] = tuple(Level),
     threads: int = 1,
+    min_agreement: float = MINIMUM_AGREEMENT,
     watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
@@ -196,6 +58,7 @@ def check_parity(
         images: float32, shape (N, …) of the network's input, at least one.
         levels: Levels of optimization.
         threads: Threads of ONNX Runtime inside an operator.
+        min_agreement: Smallest fraction of decisions that must be the reference's at every level.
         watch: Called with the images and the reference's result of every batch.
         progress: Listener.
 
@@ -220,7 +83,9 @@ def check_parity(
             advance(1)
     examiner = Examiner(reference)
     operators = {level: summarize(observed[level].graph, reference.graph) for level in levels if level in FUSING_LEVELS}
-    tallies = {level: _Tally(_float_operations(reference, operators.get(level))) for level in levels}
+    floats = {level: _float_operations(reference, operators.get(level)) for level in levels}
+    tallies = {level: _Tally(floats[level], min_agreement) for level in levels}
+    alone = {level: _Tally(floats[level], min_agreement) for level in levels}
     size = _batch_size(reference, images)
     with listener.stage("comparing integer codes", total=len(images)) as advance:
         for start in range(0, len(images), size):
@@ -231,11 +96,43 @@ def check_parity(
             for level in levels:
                 tallies[level].add(observed[level], examiner, batch, expected)
             advance(len(batch))
+    chosen = images[:: max(1, len(images) // SINGLE_IMAGES)][:SINGLE_IMAGES]
+    with listener.stage("comparing integer codes of single images", total=len(chosen)) as advance:
+        parts = [reference.run(image[None]) for image in chosen]
+        for image, part in zip(chosen, parts, strict=True):
+            for level in levels:
+                alone[level].add(observed[level], examiner, image[None], part)
+            advance(1)
     return ParityReport(
         images=len(images),
         tensors=len(reference.graph.encodings),
         levels=tuple(tallies[level].result(level, observed[level], operators.get(level)) for level in levels),
+        single_images=len(chosen),
+        singles=tuple(alone[level].result(level, observed[level], operators.get(level)) for level in levels),
+        batch_dependent=_batch_dependent(reference.run(chosen), parts),
     )
+
+
+def _batch_dependent(together: ReferenceResult, alone: list[ReferenceResult]) -> tuple[str, ...]:
+    """Tensors, and outputs without encoding, in which an image gets other numbers alone than beside others."""
+    found: list[str] = []
+    pairs: list[tuple[Mapping[str, NDArray[Any]], list[Mapping[str, NDArray[Any]]]]] = [
+        (together.codes, [part.codes for part in alone]),
+        (
+            {name: output for name, output in together.outputs.items() if name not in together.codes},
+            [dict(part.outputs) for part in alone],
+        ),
+    ]
+    for whole, parts in pairs:
+        for name, values in whole.items():
+            rows = [part[name] for part in parts]
+            if len(values) != len(parts) or any(len(row) != 1 for row in rows):
+                continue  # no image matters to it, or its first axis is not the batch
+            joined = np.concatenate(rows)
+            # Float32 outputs are computed in float64: the order of additions may show in the last digit.
+            same = np.array_equal(values, joined) if name in together.codes else np.allclose(values, joined, rtol=1e-5)
+            found += [] if same else [name]
+    return tuple(found)
 
 
 @dataclass
@@ -243,11 +140,13 @@ class _Tally:
     """What was found at one level so far."""
 
     float_operations: frozenset[str]
+    min_agreement: float
     tensors: dict[str, TensorDifferences] = field(default_factory=dict)
     decisions: int = 0
     decisions_differing: int = 0
     output_difference: float = 0.0
     outputs_explained: bool = True
+    saturated: list[str] = field(default_factory=list)
 
     def add(
         self, observed: ObservedModel, examiner: Examiner, images: NDArray[np.float32], expected: ReferenceResult
@@ -257,6 +156,8 @@ class _Tally:
         for name, differences in examiner.compare(images, expected.codes, seen.codes, self.float_operations).items():
             before = self.tensors.get(name)
             self.tensors[name] = differences if before is None else before.plus(differences)
+            if Kind.RUNTIME_BIAS_SATURATION in differences.kinds:
+                self.saturated += filter(None, [examiner.saturated_layer(name)])
         for name, wanted in expected.outputs.items():
             output = seen.plain_outputs.get(name)
             if output is None or output.shape != wanted.shape:
@@ -285,21 +186,9 @@ class _Tally:
             output_difference=self.output_difference,
             outputs_explained=self.outputs_explained,
             operators=operators,
+            saturated=tuple(dict.fromkeys(self.saturated)),
+            min_agreement=self.min_agreement,
         )
-
-
-def decisions(output: NDArray[Any]) -> NDArray[np.int64]:
-    """Top-1 decisions of an output: the class of each image, or of each pixel of a map.
-
-    Args:
-        output: Shape (N, classes) or (N, classes, …).
-
-    Returns:
-        int64, shape (N,) or (N, …). An output without an axis of classes makes no decisions.
-    """
-    if output.ndim < 2 or output.shape[1] < 2:
-        return np.zeros(0, np.int64)
-    return np.asarray(output.argmax(axis=1), np.int64)
 
 
 def _chains(file: QdqFile, model: QuantizedModel, path: Path) -> dict[str, ActivationChain]:
@@ -326,7 +215,3 @@ def _batch_size(reference: IntegerReference, images: NDArray[np.float32]) -> int
     """Number of images whose codes fit into a batch's share of memory."""
     codes = reference.run(images[:1]).codes
     return max(1, min(BATCH_IMAGES, BATCH_BYTES // max(1, sum(array.size for array in codes.values()))))
-
-
-def _kinds(differences: TensorDifferences) -> dict[str, int]:
-    return {str(kind): count for kind, count in differences.kinds.items()}

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from eqdeploy.errors import ProfileError
 from eqdeploy.exporters.float_graph import bounds_before_quantization, implied, to_ir
 from eqdeploy.exporters.opset import OPSETS
 from eqdeploy.plan import Coverage
@@ -282,7 +283,12 @@ def _encoding_faults(name: str, grid: Grid, encoding: Encoding) -> Iterator[Faul
 
 def structure(subject: Subject) -> Iterator[Fault]:
     """The file must be the network with quantization nodes and nothing else."""
-    yield from StructureComparison(subject.graph, subject.file, subject.chains).faults()
+    try:
+        comparison = StructureComparison(subject.graph, subject.file, subject.chains)
+    except ProfileError as error:
+        yield "opset", f"the network cannot be compared there: {error.message}"
+        return
+    yield from comparison.faults()
 
 
 def coverage(subject: Subject) -> Iterator[Fault]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from eqdeploy.exporters.float_graph import to_ir
+from eqdeploy.exporters.opset import convert_opset
 from eqdeploy.validation.qdq_file import CLIP, DEQUANTIZE, QUANTIZE, ActivationChain, QdqFile, attributes_of
 from eqdeploy.validation.reference.graph import Graph, Operation
 from eqdeploy.validation.reference.kernels import bounds_of
@@ -27,7 +31,7 @@ class StructureComparison:
     """
 
     def __init__(self, graph: Graph, file: QdqFile, chains: dict[str, tuple[ActivationChain, ...]]) -> None:
-        self._graph, self._file, self._chains = graph, file, chains
+        self._graph, self._file, self._chains = _in_opset(graph, _opset(file.proto)), file, chains
         self._nodes = {node.name: node for node in file.proto.graph.node}
         self._chain_of = {
             name: tensor
@@ -36,7 +40,6 @@ class StructureComparison:
             for node in chain.dequantize
             for name in node.output
         }
-        self._same_opset = self._opset(file.proto) == self._opset(graph.model.graph)
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Names and descriptions of nodes that differ."""
@@ -44,7 +47,7 @@ class StructureComparison:
             node = self._nodes.get(operation.name)
             if node is not None:
                 yield from self._node_faults(operation, node)
-            elif self._same_opset and not self._is_replaced_clip(operation):
+            elif not self._is_replaced_clip(operation):
                 yield operation.name, f"the {operation.op_type} node is missing"
         yield from self._chain_faults()
         yield from self._surplus()
@@ -56,12 +59,12 @@ class StructureComparison:
             return
         expected = [self._expected(operation, name) for name in operation.inputs]
         found = [self._found(name) for name in node.input]
-        if self._same_opset and expected != found:
+        if expected != found:
             place = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), 0)
             text = " ".join(found[place][:2]) if place < len(found) else "nothing"
             wanted = " ".join(expected[place][:2]) if place < len(expected) else "nothing"
             yield operation.name, f"input {place} is {text} instead of {wanted}"
-        if self._same_opset and dict(attributes_of(node)) != dict(operation.attributes):
+        if dict(attributes_of(node)) != dict(operation.attributes):
             yield operation.name, "its attributes differ"
 
     def _chain_faults(self) -> Iterator[tuple[str, str]]:
@@ -86,8 +89,7 @@ class StructureComparison:
         for node in self._file.proto.graph.node:
             if node.op_type in (QUANTIZE, DEQUANTIZE, "Constant") or node.name in known | clips:
                 continue
-            if self._same_opset:
-                yield node.name or node.output[0], f"a {node.op_type} node that the network does not have"
+            yield node.name or node.output[0], f"a {node.op_type} node that the network does not have"
 
     def _quantized_sources(self, tensor: str) -> list[Source]:
         """What the Q of a tensor may read: the tensor, or what is before a Clip that its range replaces."""
@@ -138,9 +140,24 @@ class StructureComparison:
             return ("the input", name)
         return ("the result of", producer.name, str(list(producer.output).index(name)))
 
-    @staticmethod
-    def _opset(model: onnx.ModelProto) -> int:
-        return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+def _opset(model: onnx.ModelProto) -> int:
+    """Version of the default operator set."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def _in_opset(graph: Graph, opset: int) -> Graph:
+    """The network as it reads in the opset of a file.
+
+    Raises:
+        ProfileError: If it cannot be expressed there.
+    """
+    if opset == _opset(graph.model.graph):
+        return graph
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph.model.graph)
+    converted = ir.to_proto(convert_opset(to_ir(copy), opset))
+    return Graph.of(replace(graph.model, graph=converted))
 
 
 def _constant(name: str, array: NDArray[Any]) -> Source:

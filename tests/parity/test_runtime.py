@@ -20,6 +20,7 @@ from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.testing import ModelBuilder, SampleForms, sample_model
+from eqdeploy.validation.bounds import rounded_biases
 from eqdeploy.validation.differences import Examiner, Kind, with_rounded_biases
 from eqdeploy.validation.parity import ParityVerdict, check_parity, decisions
 from eqdeploy.validation.qdq_file import QdqFile
@@ -73,7 +74,8 @@ def test_rounding_a_float_bias_is_what_the_runtime_does(tmp_path: Path) -> None:
     forms = SampleForms(weight=Form(4, Granularity.PER_CHANNEL, Symmetry.SYMMETRIC, signed=True), bias=BiasFormat.FLOAT)
     model = sample_model(forms)
     path = exported(model, tmp_path)
-    rounded = with_rounded_biases(IntegerReference(model).graph)
+    graph = IntegerReference(model).graph
+    rounded = with_rounded_biases(graph, rounded_biases(graph))
     assert rounded is not None
     assert len(rounded.parameters) == len(model.parameters) + 6
     expected = IntegerReference(rounded).run(IMAGES).codes
@@ -235,8 +237,8 @@ def test_progress_counts_every_image(tmp_path: Path) -> None:
     model = sample_model()
     listener = Listener()
     check_parity(model, exported(model, tmp_path), noise(70, 1, 3, 8, 8), progress=listener)
-    assert [total for _, total in listener.stages] == [4, 70]
-    assert listener.done == [4, 70]
+    assert [total for _, total in listener.stages] == [4, 70, 2]
+    assert listener.done == [4, 70, 2]
 
 
 def test_the_report_is_plain_repeatable_data(tmp_path: Path) -> None:

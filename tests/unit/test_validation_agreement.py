@@ -10,15 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eqdeploy.validation.agreement import (
-    SIGNIFICANCE,
-    Agreement,
-    Answers,
-    ExportDrop,
-    binomial_tail,
-    compare_accuracy,
-    compare_decisions,
-)
+from eqdeploy.validation.agreement import Answers, ExportDrop, compare_accuracy, compare_decisions
+from eqdeploy.validation.decisions import SIGNIFICANCE, Agreement, binomial_tail
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 20))

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from eqdeploy.testing import sample_model
-from eqdeploy.validation.distance import MARGIN, SUFFICIENT_SQNR, DistanceMeter, DistanceReport, default_floor
-from eqdeploy.validation.noise import rounding_noise
+from eqdeploy.validation.distance import DistanceMeter, DistanceReport
+from eqdeploy.validation.noise import MARGIN, SUFFICIENT_SQNR, default_floor, rounding_noise
 from eqdeploy.validation.reference.integer import IntegerReference
 
 IMAGES = np.random.default_rng(0).normal(0, 1.5, (6, 3, 8, 8)).astype(np.float32)
@@ -93,3 +93,4 @@ def test_floors_follow_the_widths_up_to_what_is_sufficient() -> None:
     assert default_floor(rounding_noise(2)) == pytest.approx(9.25 - MARGIN, abs=0.01)
     floors = [default_floor(rounding_noise(bits)) for bits in range(1, 9)]
     assert floors == sorted(floors)
+    assert default_floor(10 * rounding_noise(2)) == 0  # zeros would be as near
