@@ -185,6 +185,7 @@ class TensorInfo:
         upper_bound: Largest value that the graph guarantees (6 after ReLU6, 1 after a sigmoid), else None.
         trained: Whether the supernet owns trained scales for it (it feeds a quantizable layer).
         is_output: Whether the network returns it.
+        integer: Whether it holds integers that no quantizer touches, such as ids.
     """
 
     name: str
@@ -198,6 +199,7 @@ class TensorInfo:
     upper_bound: float | None = None
     trained: bool = False
     is_output: bool = False
+    integer: bool = False
 
     @property
     def elements(self) -> int:

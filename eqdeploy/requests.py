@@ -250,7 +250,8 @@ class TrainRequest:
         configuration: Training configuration file, or the name of a shipped one.
         output: Folder that receives the checkpoint and the log.
         model: ``package.module:factory`` that takes the place of the configuration's model.
-        data: Reference of labelled data that takes the place of the configuration's.
+        data: Reference of data that takes the place of the configuration's.
+        loss: ``package.module:function`` that takes the place of the configuration's loss.
         seed: Seed that takes the place of the configuration's.
         weights: File with float weights to start from, in the place of the configuration's.
         supernet: Name of a shipped supernet, or a checkpoint, to go on training.
@@ -264,6 +265,7 @@ class TrainRequest:
     output: Path
     model: str | None = None
     data: str | None = None
+    loss: str | None = None
     seed: int | None = None
     weights: str | None = None
     supernet: str | None = None

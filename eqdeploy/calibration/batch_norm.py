@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from eqdeploy.errors import DataError
 from eqdeploy.progress import Advance
+from eqdeploy.supernet.inputs import Inputs, batch_size, call, parts
 from eqdeploy.supernet.operations import BATCH_NORM_MODULES
 
 
@@ -60,7 +61,7 @@ class _Moments:
 
 @torch.no_grad()
 def calibrate_batch_norm(
-    model: nn.Module, batches: Iterable[Tensor], advance: Advance | None = None
+    model: nn.Module, batches: Iterable[Inputs], advance: Advance | None = None
 ) -> BatchNormCalibration:
     """Replace all BatchNorm statistics by those of the given images.
 
@@ -89,12 +90,12 @@ def calibrate_batch_norm(
     try:
         with _only_training(model, norms):
             for batch in batches:
-                if not bool(torch.isfinite(batch).all()):
+                if not all(bool(torch.isfinite(part).all()) for part in parts(batch)):
                     raise DataError("a calibration image holds a value that is not finite")
                 _forward(model, batch)
-                images += batch.shape[0]
+                images += batch_size(batch)
                 if advance is not None:
-                    advance(batch.shape[0])
+                    advance(batch_size(batch))
     finally:
         for handle in handles:
             handle.remove()
@@ -109,15 +110,15 @@ def calibrate_batch_norm(
     return BatchNormCalibration(images=images, layers=len(norms))
 
 
-def _forward(model: nn.Module, batch: Tensor) -> None:
+def _forward(model: nn.Module, batch: Inputs) -> None:
     """Run one batch; torch refuses a batch with one value per channel."""
     try:
-        model(batch)
+        call(model, batch)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise DataError(
-            f"a calibration batch of {batch.shape[0]} image(s) is too small for BatchNorm statistics",
+            f"a calibration batch of {batch_size(batch)} image(s) is too small for BatchNorm statistics",
             hint="give at least two images, better a few hundred",
         ) from error
 

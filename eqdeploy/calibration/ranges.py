@@ -13,6 +13,7 @@ from eqdeploy.quant.elastic_quantizer import LARGEST_EXPONENT
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form
 from eqdeploy.quant.initialize import minimize_error, subsample
+from eqdeploy.supernet.inputs import Inputs, batch_size, positional
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.supernet import Supernet
 
@@ -38,7 +39,7 @@ class _Recorder(fx.Interpreter):
 
 
 @torch.no_grad()
-def sample_tensors(supernet: Supernet, batches: Iterable[Tensor], names: Collection[str]) -> dict[str, Tensor]:
+def sample_tensors(supernet: Supernet, batches: Iterable[Inputs], names: Collection[str]) -> dict[str, Tensor]:
     """Collect values of tensors of the active subnet, in evaluation mode, before their own quantizer.
 
     Args:
@@ -56,8 +57,8 @@ def sample_tensors(supernet: Supernet, batches: Iterable[Tensor], names: Collect
     images = 0
     with evaluation_mode(supernet):
         for batch in batches:
-            recorder.run(batch)
-            images += batch.shape[0]
+            recorder.run(*positional(supernet.graph_module.graph, batch))
+            images += batch_size(batch)
     if images == 0:
         raise DataError("the calibration set is empty", hint="give at least a few hundred images")
     return {name: torch.cat(samples, dim=1) for name, samples in recorder.samples.items()}

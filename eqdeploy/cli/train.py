@@ -24,6 +24,14 @@ def train(
     ] = Path("build/supernet"),
     model: options.Model = None,
     data: options.Data = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            "--loss",
+            metavar="MODULE:FUNCTION",
+            help="Loss of your own, called with outputs and labels. [default: cross entropy of classes]",
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -74,6 +82,7 @@ def train(
         out,
         model=model,
         data=data,
+        loss=loss,
         seed=seed,
         weights=weights,
         supernet=supernet,

@@ -81,8 +81,9 @@ class TrainingView:
         facts = [
             f"epoch {start.epoch_of(latest.step)} of {start.epochs}",
             f"loss {_initialed({name: f'{value.mean:.2f}' for name, value in self._losses.items()})}",
-            f"accuracy {' '.join(f'{100 * value.mean:.0f}' for value in self._accuracies.values())} %",
         ]
+        if self._accuracies:
+            facts.append(f"accuracy {' '.join(f'{100 * value.mean:.0f}' for value in self._accuracies.values())} %")
         left = start.steps - latest.step - 1
         if left:
             facts.append(f"learning rate {latest.learning_rate:.3g}")

@@ -65,7 +65,7 @@ def view_training(result: TrainingResult) -> RenderableType:
                 f"trained for {result.epochs} epochs: {result.checkpoint or result.float_weights} (log {result.log})"
             )
         ),
-        _accuracies(result.rows),
+        *([_accuracies(result.rows)] if result.rows else []),
     )
 
 
@@ -172,6 +172,6 @@ def view_yaml(document: Mapping[str, object]) -> RenderableType:
 def _accuracies(rows: Sequence[Accuracy]) -> RenderableType:
     """One row per network."""
     return make_table(
-        ("network", "accuracy", "correct", "images"),
+        ("network", "accuracy", "correct", rows[0].noun if rows else "images"),
         ((row.name, f"{row.fraction:.2%}", row.correct, row.images) for row in rows),
     )

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eqdeploy.data.arrays import function_arrays, labelled_inputs
 from eqdeploy.data.images import empty_images
+from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages, spread_indices
 from eqdeploy.data.npz import labelled_arrays
 from eqdeploy.data.preprocessing import Preprocessing
@@ -30,7 +32,7 @@ def is_function(reference: str) -> bool:
 
 
 def load_function(
-    reference: str, split: str, *, preprocessing: Preprocessing, limit: int | None, run_code: bool
+    reference: str, split: str, *, preprocessing: InputPreprocessing, limit: int | None, run_code: bool
 ) -> LabelledImages:
     """Import a module, call the function in it with the name of the split and read what it returns.
 
@@ -41,6 +43,8 @@ def load_function(
       image (Pillow's, or an array or tensor (H, W), (C, H, W) or (H, W, C) in uint8 or floating point) and the number
       of its class; an attribute ``classes``, if there is one, holds the names. It is read once, into memory, so its
       transforms must not be random.
+
+    Where the network reads no images, the arrays are called as :mod:`eqdeploy.data.arrays` says.
 
     Args:
         reference: ``package.module:function``.
@@ -65,6 +69,9 @@ def load_function(
         if not callable(function):
             raise UsageError(f"is a {type(function).__name__}, not a function", where=reference, hint=_RETURNS)
         returned = call(function, split, where=reference, what="the function")
+        if not isinstance(preprocessing, Preprocessing):
+            arrays = function_arrays(returned, preprocessing, where=where)
+            return labelled_inputs(arrays, preprocessing=preprocessing, limit=limit, where=where)
         if isinstance(returned, Mapping):
             arrays = {name: _array(returned[name]) for name in ("images", "labels", "classes") if name in returned}
         elif hasattr(returned, "__len__") and hasattr(returned, "__getitem__"):

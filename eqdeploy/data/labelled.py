@@ -1,4 +1,4 @@
-"""A data set in memory: images, labels and where they come from."""
+"""A data set in memory: images or other inputs, labels and where they come from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,14 @@ UNLABELLED = -1
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images as they are stored, before preprocessing, with their labels.
+    """Images, or whatever else a network reads, as they are stored, before preprocessing, with their labels.
 
     Attributes:
-        images: (N, C, H, W) pixel values, uint8 or float32, N at least 1, all finite.
-        labels: (N,) class indices, or -1 throughout when the images are unlabelled.
-        classes: Name of each class by index; empty when the images are unlabelled.
+        images: (N, C, H, W) pixel values, uint8 or float32, N at least 1, all finite. Other inputs are (N, …), int64
+            where they are ids; several inputs are (N,) records with a field for each.
+        labels: (N,) class indices, (N, …) maps of them, or -1 throughout when the images are unlabelled; float32
+            (N, …) targets for a loss of the user's.
+        classes: Name of each class by index; empty when the images have no classes.
         source: Where they come from, for messages and reports.
         skipped: Images that were left out because they cannot be read, each with the reason.
         digest: SHA-256 over pixels, labels and class names: the same data have the same digest, however stored.
@@ -39,8 +41,8 @@ class LabelledImages:
         DataError: If shapes or types are wrong, a pixel is not finite or a label has no class.
     """
 
-    images: NDArray[np.uint8] | NDArray[np.float32]
-    labels: NDArray[np.int64]
+    images: NDArray[Any]
+    labels: NDArray[Any]
     classes: tuple[str, ...]
     source: str
     skipped: tuple[str, ...] = ()
@@ -60,6 +62,11 @@ class LabelledImages:
     def is_labelled(self) -> bool:
         """Whether the class of every image is known."""
         return bool(self.classes)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there is anything that a loss can compare outputs with: classes, or numbers."""
+        return self.is_labelled or self.labels.dtype == np.float32
 
     def require_labels(self) -> LabelledImages:
         """Return the data set itself.
@@ -111,9 +118,13 @@ def batches(images: NDArray[_Scalar], size: int) -> Iterator[NDArray[_Scalar]]:
         yield images[start : start + size]
 
 
-def _check_images(images: NDArray[np.uint8] | NDArray[np.float32], source: str) -> None:
-    """Refuse arrays that are no images."""
-    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+def _check_images(images: NDArray[Any], source: str) -> None:
+    """Refuse arrays that hold no inputs of a network."""
+    for name in images.dtype.names or ():
+        _check_images(images[name], f"{source}: {name}")
+    if images.dtype.names is not None:
+        return
+    if images.ndim < 2 or images.dtype not in (np.uint8, np.float32, np.int64):
         raise DataError(
             f"images must be (N, C, H, W) in uint8 or float32, not {images.shape} in {images.dtype}", where=source
         )
@@ -124,33 +135,40 @@ def _check_images(images: NDArray[np.uint8] | NDArray[np.float32], source: str) 
     if images.dtype == np.float32:
         for index, image in enumerate(images):  # one by one: a mask of the whole set would double the memory
             if not np.isfinite(image).all():
-                raise DataError(f"image {index} holds NaN or infinite pixels", where=source)
+                noun = "image" if images.ndim == 4 else "input"
+                raise DataError(
+                    f"{noun} {index} holds NaN or infinite {'pixels' if noun == 'image' else 'values'}", where=source
+                )
 
 
-def _check_labels(labels: NDArray[np.int64], images: int, classes: tuple[str, ...], source: str) -> None:
+def _check_labels(labels: NDArray[Any], images: int, classes: tuple[str, ...], source: str) -> None:
     """Refuse labels that do not belong to the images or to the classes."""
-    if labels.dtype != np.int64 or labels.shape != (images,):
+    if labels.dtype not in (np.int64, np.float32) or labels.shape[:1] != (images,) or 0 in labels.shape:
         raise DataError(
             f"labels must be ({images},) in int64, one for each image, not {labels.shape} in {labels.dtype}",
             where=source,
         )
+    if labels.dtype == np.float32:
+        if classes:
+            raise DataError("labels in floating point are targets, which have no classes", where=source)
+        if not np.isfinite(labels).all():
+            raise DataError("a label is NaN or infinite", where=source)
+        return
     lowest, highest = int(labels.min()), int(labels.max())
     if not classes and lowest == highest == UNLABELLED:
         return
     if lowest < 0 or highest >= len(classes):
-        wrong = int(np.flatnonzero((labels < 0) | (labels >= len(classes)))[0])
-        raise DataError(
-            f"image {wrong} has label {labels[wrong]}, but labels run from 0 to {len(classes) - 1}", where=source
-        )
+        outside = (labels < 0) | (labels >= len(classes))
+        wrong = int(np.flatnonzero(outside.reshape(images, -1).any(axis=1))[0])
+        label = labels[wrong][outside[wrong]].flat[0]
+        raise DataError(f"image {wrong} has label {label}, but labels run from 0 to {len(classes) - 1}", where=source)
 
 
-def _digest(
-    images: NDArray[np.uint8] | NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...]
-) -> str:
+def _digest(images: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]) -> str:
     """SHA-256 over type, shape and content, the same on machines of either byte order."""
     header = {"dtype": str(images.dtype), "shape": images.shape, "classes": classes}
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for batch in batches(images, 1024):
         digest.update(np.ascontiguousarray(batch, dtype=batch.dtype.newbyteorder("<")).data)
-    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    digest.update(np.ascontiguousarray(labels, dtype=labels.dtype.newbyteorder("<")).data)
     return digest.hexdigest()

@@ -106,13 +106,13 @@ def read_npz(
         seen = [arrays["labels"], *read_arrays(path, unnamed, where=where).values()]
         for other in others:
             seen += read_arrays(other, ["labels"], where=str(other)).values()
-        arrays |= _numbered_classes(seen)
+        arrays |= numbered_classes(seen)
     if "jpeg" not in arrays:
         return labelled_arrays(arrays, preprocessing=preprocessing, limit=limit, where=where)
     total = _count_packed(arrays, where=where)
     if total == 0:
         raise DataError("holds no images", where=where)
-    labels, classes = _read_labels(arrays, total, where=where)
+    labels, classes = read_labels(arrays, total, where=where)
     picked = spread_indices(total, limit)
     encoded = EncodedImages(
         names=lambda index: f"{where}: image {picked[index]}",
@@ -146,14 +146,14 @@ def labelled_arrays(
     total = len(arrays["images"]) if arrays["images"].ndim else 0
     if total == 0:
         raise DataError("holds no images", where=where)
-    labels, classes = _read_labels(arrays, total, where=where)
+    labels, classes = read_labels(arrays, total, where=where)
     picked = spread_indices(total, limit)
     return LabelledImages(_read_plain(arrays, picked, preprocessing, where=where), labels[picked], classes, where)
 
 
 def _array_names(path: Path, split: str, *, where: str) -> tuple[dict[str, str], list[str]]:
     """Names in the archive of the arrays that the split needs, and of the other splits' labels."""
-    present = _present(path, where=where)
+    present = present_arrays(path, where=where)
     if "images" in present or "jpeg" in present:
         return {name: name for name in _ARRAYS}, []
     prefixes = [prefix for names in SPLITS.values() for prefix in names]
@@ -171,7 +171,7 @@ def _array_names(path: Path, split: str, *, where: str) -> tuple[dict[str, str],
     return {"images": images, "labels": labels, "classes": "classes"}, [names[1] for names in found.values()]
 
 
-def _present(path: Path, *, where: str) -> set[str]:
+def present_arrays(path: Path, *, where: str) -> set[str]:
     """Names of the arrays in an archive."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -185,7 +185,7 @@ def _renamed(arrays: Mapping[str, NDArray[Any]], names: Mapping[str, str]) -> di
     return {name: arrays[stored] for name, stored in names.items() if stored in arrays}
 
 
-def _numbered_classes(labels: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def numbered_classes(labels: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Classes without names are numbered up to the largest label of any split; wrong labels are found later."""
     usable = [values for values in labels if values.dtype.kind in "iu" and values.size]
     highest = max((int(values.max()) for values in usable), default=-1)
@@ -217,17 +217,28 @@ def _read_array(archive: zipfile.ZipFile, name: str, *, where: str) -> NDArray[A
         return array
 
 
-def _read_labels(
-    arrays: Mapping[str, NDArray[Any]], total: int, *, where: str
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels and class names of ``total`` images; label -1 and no classes where there are none."""
+def read_labels(arrays: Mapping[str, NDArray[Any]], total: int, *, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Labels and class names of ``total`` images; label -1 and no classes where there are none.
+
+    Integers are class indices: one for an image, or a map of them, (N, …). Floating-point numbers, (N, …), are
+    targets for a loss that the user names; they have no classes.
+
+    Raises:
+        DataError: If they do not fit the images or the names.
+    """
     if "labels" not in arrays:
         return np.full(total, UNLABELLED, np.int64), ()
     labels = arrays["labels"]
-    if labels.dtype.kind not in "iu" or labels.shape != (total,):
+    is_column = labels.dtype.kind != "f" and labels.shape[1:] == (1,)  # one class each, in an axis too many
+    if labels.dtype.kind not in "iuf" or labels.shape[:1] != (total,) or 0 in labels.shape or is_column:
         raise DataError(
-            f"labels have shape {labels.shape} in {labels.dtype}", where=where, hint=f"({total},) integers fit"
+            f"labels have shape {labels.shape} in {labels.dtype}",
+            where=where,
+            hint=f"({total},) integers fit, or ({total}, …) for maps of classes and, in floating point, for targets",
         )
+    if labels.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused
+            return labels.astype(np.float32), ()
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= MAX_CLASSES:
         raise DataError(f"labels run from {lowest} to {highest}", where=where, hint=f"0 to {MAX_CLASSES - 1} fit")

@@ -14,7 +14,8 @@ from eqdeploy.errors import CheckpointError, DataError
 
 _MAX_SIDE = 16_384
 _MAX_CHANNELS = 64
-_LARGEST = 1e30  # far from the ends of float32, so that no field becomes infinite or zero there
+#: Far from the ends of float32, so that no field becomes infinite or zero there.
+LARGEST = 1e30
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,19 @@ class Preprocessing:
     resize_shorter_side: int | None = None
 
     def __post_init__(self) -> None:
-        _require_tuple("image_size", self.image_size, 2)
+        require_tuple("image_size", self.image_size, 2)
         for side in self.image_size:
-            _require_integer("image_size", side, _MAX_SIDE)
-        _require_integer("channels", self.channels, _MAX_CHANNELS)
+            require_integer("image_size", side, _MAX_SIDE)
+        require_integer("channels", self.channels, _MAX_CHANNELS)
         for name, values in (("mean", self.mean), ("std", self.std)):
-            _require_tuple(name, values, self.channels)
+            require_tuple(name, values, self.channels)
             for value in values:
-                _require_number(name, value)
-        _require_number("scale", self.scale)
-        if min(self.scale, *self.std) < 1 / _LARGEST:
+                require_number(name, value)
+        require_number("scale", self.scale)
+        if min(self.scale, *self.std) < 1 / LARGEST:
             raise ValueError("scale and std must be positive")
         if self.resize_shorter_side is not None:
-            _require_integer("resize_shorter_side", self.resize_shorter_side, _MAX_SIDE)
+            require_integer("resize_shorter_side", self.resize_shorter_side, _MAX_SIDE)
             if self.resize_shorter_side < max(self.image_size):
                 raise ValueError(
                     f"resize_shorter_side {self.resize_shorter_side} is smaller than image_size {self.image_size}"
@@ -66,11 +67,20 @@ class Preprocessing:
         return (self.channels, *self.image_size)
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the network reads, with the shape of one image."""
+        return np.dtype(np.float32)
+
+    def example(self, count: int) -> NDArray[np.float32]:
+        """``count`` inputs that a network can be tried on: zeros, after preprocessing."""
+        return np.zeros((count, *self.shape), np.float32)
+
+    @property
     def black(self) -> NDArray[np.float32]:
         """(C,) value that a pixel of 0 becomes; padding for augmentation."""
         return self.apply(np.zeros((1, *self.shape), np.uint8))[0, :, 0, 0]
 
-    def apply(self, images: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+    def apply(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """Scale and normalize in float32, in the order of the formula.
 
         Args:
@@ -115,10 +125,10 @@ class Preprocessing:
             raise CheckpointError(problem, where=where, hint=f"the keys are {', '.join(names)}")
         try:
             return Preprocessing(
-                image_size=_as_tuple(data["image_size"]),
+                image_size=as_tuple(data["image_size"]),
                 channels=data["channels"],
-                mean=_as_tuple(data["mean"]),
-                std=_as_tuple(data["std"]),
+                mean=as_tuple(data["mean"]),
+                std=as_tuple(data["std"]),
                 scale=data["scale"],
                 resize_shorter_side=data["resize_shorter_side"],
             )
@@ -126,24 +136,24 @@ class Preprocessing:
             raise CheckpointError(str(error), where=where) from error
 
 
-def _as_tuple(value: object) -> Any:
+def as_tuple(value: object) -> Any:
     """JSON's lists as tuples; anything else is left for the constructor to refuse."""
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
-def _require_tuple(name: str, value: object, length: int) -> None:
+def require_tuple(name: str, value: object, length: int) -> None:
     """Refuse what is not a tuple of that length."""
     if not isinstance(value, tuple) or len(value) != length:
         raise ValueError(f"{name} must hold {length} numbers, not {reprlib.repr(value)}")
 
 
-def _require_integer(name: str, value: object, maximum: int) -> None:
+def require_integer(name: str, value: object, maximum: int) -> None:
     """Refuse what is not an integer from 1 to ``maximum``; True is no integer here."""
     if type(value) is not int or not 1 <= value <= maximum:
         raise ValueError(f"{name} must hold integers from 1 to {maximum}, not {reprlib.repr(value)}")
 
 
-def _require_number(name: str, value: object) -> None:
+def require_number(name: str, value: object) -> None:
     """Refuse what is not a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
         raise ValueError(f"{name} must hold finite numbers, not {reprlib.repr(value)}")

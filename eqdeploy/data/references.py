@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from eqdeploy.data import cifar
+from eqdeploy.data.arrays import load_archive
 from eqdeploy.data.digits import load_digits
 from eqdeploy.data.folders import read_folder
 from eqdeploy.data.functions import is_function, load_function
+from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages
 from eqdeploy.data.npz import read_npz
 from eqdeploy.data.options import SPLITS, LoadOptions
@@ -24,7 +26,7 @@ def load_data(
     reference: str,
     *,
     split: str,
-    preprocessing: Preprocessing,
+    preprocessing: InputPreprocessing,
     limit: int | None = None,
     options: LoadOptions | None = None,
 ) -> LabelledImages:
@@ -42,7 +44,7 @@ def load_images(
     reference: str,
     *,
     split: str,
-    preprocessing: Preprocessing,
+    preprocessing: InputPreprocessing,
     limit: int | None = None,
     options: LoadOptions | None = None,
 ) -> LabelledImages:
@@ -53,8 +55,8 @@ def load_images(
             each split, a folder of images, or a folder with CIFAR-10 or CIFAR-100 (``#coarse`` after it asks for
             the latter's coarse labels); or ``module:function``. See ``docs/data.md``.
         split: ``train`` or ``test``. A single archive, and a folder without splits, is every split.
-        preprocessing: Channels and size that the network reads. Pixels are returned as stored;
-            ``preprocessing.apply`` makes the network's input of them.
+        preprocessing: Channels and size that the network reads, or the shape of inputs that are no images. Pixels
+            are returned as stored; ``preprocessing.apply`` makes the network's input of them.
         limit: Load only this many images, evenly spread over the split; None for all.
         options: How to treat damaged images, where to cache decoded ones, who listens; None for the defaults.
 
@@ -67,6 +69,8 @@ def load_images(
     options = options or LoadOptions()
     if split not in SPLITS:
         raise UsageError(f"unknown split {split!r}", hint=f"there are {' and '.join(SPLITS)}")
+    if not isinstance(preprocessing, Preprocessing):
+        return _load_inputs(reference, split, preprocessing, limit, options)
     if reference == DIGITS:
         return load_digits(split, preprocessing=preprocessing, limit=limit)
     if not reference:  # the path of nothing is the working directory
@@ -85,6 +89,22 @@ def load_images(
     if is_function(reference):
         return load_function(reference, split, preprocessing=preprocessing, limit=limit, run_code=options.run_code)
     raise DataError("no such file or folder", where=reference, hint=_KINDS_HINT)
+
+
+def _load_inputs(
+    reference: str, split: str, preprocessing: InputPreprocessing, limit: int | None, options: LoadOptions
+) -> LabelledImages:
+    """Load samples that are no images."""
+    if reference and _exists(reference):
+        return load_archive(Path(reference), split=split, preprocessing=preprocessing, limit=limit)
+    if is_function(reference):
+        return load_function(reference, split, preprocessing=preprocessing, limit=limit, run_code=options.run_code)
+    raise DataError(
+        "no such file or folder",
+        where=reference or None,
+        hint="the network reads no images: give a .npz archive, a folder with train.npz and test.npz, or "
+        "module:function",
+    )
 
 
 def _parse(reference: str) -> tuple[Path, str | None]:

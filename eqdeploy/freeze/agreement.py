@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.freeze.affine import channel_affine, to_numpy
 from eqdeploy.freeze.folding import expand
+from eqdeploy.supernet.inputs import Inputs, parts, positional, probe
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.supernet import Supernet
 
@@ -52,16 +53,16 @@ def check_agreement(supernet: Supernet, graph: onnx.ModelProto) -> None:
     Raises:
         UnsupportedOperationError: If outputs differ by more than rounding; names the first tensor that does.
     """
-    probe = torch.randn((3, *supernet.input_shape), generator=torch.Generator().manual_seed(0))
+    random = probe(supernet.example, 3)
     recorder = _Recorder(supernet)
     with torch.no_grad(), evaluation_mode(supernet):
-        expected = recorder.values(probe)
+        expected = recorder.values(random)
     outputs = [value.name for value in graph.graph.output if value.name in expected]
-    if all(map(_agree, (expected[name] for name in outputs), _run(graph, outputs, probe))):
+    if all(map(_agree, (expected[name] for name in outputs), _run(graph, outputs, random))):
         return
     computed = {name for node in graph.graph.node for name in node.output}
     names = [name for name, tensor in expected.items() if name in computed and tensor.is_floating_point()]
-    found = dict(zip(names, _run(graph, names, probe), strict=True))
+    found = dict(zip(names, _run(graph, names, random), strict=True))
     first = next((name for name in names if not _agree(expected[name], found[name])), outputs[0])
     raise UnsupportedOperationError(
         f"{supernet.network.tensor[first].operation} is written to ONNX as another function",
@@ -78,7 +79,7 @@ class _Recorder(fx.Interpreter):
         self._supernet = supernet
         self._tensors: dict[str, Tensor] = {}
 
-    def values(self, probe: Tensor) -> dict[str, Tensor]:
+    def values(self, inputs: Inputs) -> dict[str, Tensor]:
         """Tensors by name in order of execution, for one batch."""
         quantizers = [
             *(self._supernet.weight_quantizer(layer.name) for layer in self._supernet.network.layers),
@@ -87,7 +88,7 @@ class _Recorder(fx.Interpreter):
         active = [quantizer.active for quantizer in quantizers]
         self._supernet.deactivate()
         try:
-            self.run(probe)
+            self.run(*positional(self._supernet.graph_module.graph, inputs))
         finally:
             for quantizer, form in zip(quantizers, active, strict=True):
                 quantizer.activate(form)
@@ -101,7 +102,7 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-def _run(graph: onnx.ModelProto, names: list[str], probe: Tensor) -> list[NDArray[Any]]:
+def _run(graph: onnx.ModelProto, names: list[str], inputs: Inputs) -> list[NDArray[Any]]:
     """Tensors of a graph for one batch."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
@@ -114,7 +115,8 @@ def _run(graph: onnx.ModelProto, names: list[str], probe: Tensor) -> list[NDArra
     options.intra_op_num_threads = 1
     options.log_severity_level = _FATAL
     session = onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    results: list[NDArray[Any]] = session.run(names, {session.get_inputs()[0].name: probe.numpy()})
+    feeds = {read.name: part.numpy() for read, part in zip(session.get_inputs(), parts(inputs), strict=True)}
+    results: list[NDArray[Any]] = session.run(names, feeds)
     return results
 
 

@@ -30,6 +30,7 @@ from eqdeploy.freeze.agreement import check_agreement, folded_values
 from eqdeploy.freeze.constant_shapes import make_shapes_constant
 from eqdeploy.freeze.group_norm import split_group_normalization
 from eqdeploy.network import NetworkDescription, OpKind
+from eqdeploy.supernet.inputs import positional
 from eqdeploy.supernet.layers import ElasticLayer, ElasticLinear
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.operations import ELASTIC_MODULES, vanishes
@@ -91,15 +92,16 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
         UnsupportedOperationError: If torch cannot express an operation in ONNX, or writes it as another function.
     """
     module = _marked_module(supernet)
-    example = torch.zeros((2, *supernet.input_shape))
+    example = positional(supernet.graph_module.graph, supernet.example)
+    batch = {0: torch.export.Dim(_BATCH)}
     try:
         with _quiet(), evaluation_mode(module):
             program = torch.onnx.export(
                 module,
-                (example,),
+                example,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=({0: torch.export.Dim(_BATCH)},),
+                dynamic_shapes=(batch,) * len(example),
                 optimize=False,
                 verbose=False,
             )

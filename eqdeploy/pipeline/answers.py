@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from eqdeploy.data import LabelledImages, Preprocessing
+from eqdeploy.data import InputPreprocessing, LabelledImages
+from eqdeploy.data.inputs import noun_of
 from eqdeploy.progress import Progress
-from eqdeploy.validation.accuracy import Classifier, decide
+from eqdeploy.validation.accuracy import Classifier, decide, scores_fit
 from eqdeploy.validation.agreement import Answers
 
 FLOAT, SIMULATED, EXPORTED = "float", "simulated", "exported"
 
 
 def answer(
-    name: str, classifier: Classifier, images: LabelledImages, preprocessing: Preprocessing, progress: Progress
+    name: str, classifier: Classifier, images: LabelledImages, preprocessing: InputPreprocessing, progress: Progress
 ) -> Answers:
     """Decisions of one network on stored images, labelled or not.
 
@@ -23,7 +24,9 @@ def answer(
         progress: Listener.
     """
     labels = images.labels if images.is_labelled else None
+    if labels is not None and not scores_fit(classifier(preprocessing.apply(images.images[:1])), labels[:1]):
+        labels = None  # they name something else than classes of this output
     decisions = decide(
         name, lambda batch: classifier(preprocessing.apply(batch)), images.images, labels, progress=progress
     )
-    return Answers(name, decisions, labels)
+    return Answers(name, decisions, labels, noun_of(preprocessing))

@@ -15,6 +15,7 @@ from eqdeploy.data import LabelledImages
 from eqdeploy.pipeline.subnets import activate_calibrated
 from eqdeploy.progress import Progress
 from eqdeploy.supernet.checkpoint import Checkpoint
+from eqdeploy.supernet.inputs import positional, to_inputs
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.validation.accuracy import Classifier, torch_classifier
 
@@ -35,11 +36,11 @@ class FloatNetwork:
         """The network as a classifier of preprocessed images."""
         return torch_classifier(self._supernet)
 
-    def tensors(self, images: NDArray[np.float32], names: Collection[str]) -> dict[str, NDArray[np.float32]]:
+    def tensors(self, images: NDArray[Any], names: Collection[str]) -> dict[str, NDArray[np.float32]]:
         """Values of some tensors.
 
         Args:
-            images: Preprocessed, float32, shape (N, …).
+            images: Preprocessed, shape (N, …), or (N,) records with a field for each input.
             names: Names of the network description; those that it does not have are left out.
 
         Returns:
@@ -47,7 +48,7 @@ class FloatNetwork:
         """
         recorder = _Recorder(self._supernet.graph_module, frozenset(names))
         with torch.inference_mode():
-            recorder.run(torch.from_numpy(np.ascontiguousarray(images)))
+            recorder.run(*positional(self._supernet.graph_module.graph, to_inputs(images)))
         return recorder.values
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic import ValidationError as ModelError
 
-from eqdeploy.data import Preprocessing
+from eqdeploy.data import InputPreprocessing, read_preprocessing
 from eqdeploy.errors import CheckpointError, ValidationError
 from eqdeploy.files import model_error, read_bounded, write_json
 from eqdeploy.plan import DevicePlan
@@ -32,7 +32,7 @@ class Configuration(BaseModel):
         profile: The whole profile, inherited keys and defaults included.
         supernet: Name of the supernet.
         data: Name of the data.
-        preprocessing: How images become inputs.
+        preprocessing: How what is stored becomes inputs.
         classes: Class names, in the order of the outputs.
         seed: Seed of every random choice.
         calibration_images: Largest number of images used for calibration.
@@ -68,14 +68,14 @@ class Configuration(BaseModel):
         """The limits that the artifact was judged by."""
         return Gates(**{field.name: getattr(self, field.name) for field in fields(Gates)})
 
-    def preprocessing_of(self, *, where: str) -> Preprocessing:
+    def preprocessing_of(self, *, where: str) -> InputPreprocessing:
         """The preprocessing as an object.
 
         Raises:
             ValidationError: If it is none; ``where`` names the file.
         """
         try:
-            return Preprocessing.from_json(self.preprocessing, where=f"{where}: preprocessing")
+            return read_preprocessing(self.preprocessing, where=f"{where}: preprocessing")
         except CheckpointError as error:
             raise ValidationError(error.message, where=error.where, hint=error.hint) from error
 
@@ -99,7 +99,7 @@ def write_configuration(
     *,
     supernet: str,
     data: str,
-    preprocessing: Preprocessing,
+    preprocessing: InputPreprocessing,
     classes: tuple[str, ...],
 ) -> None:
     """Write ``config.json`` and ``subnet.json``, which ``--subnet`` accepts, into an artifact.

@@ -61,7 +61,7 @@ def judge_accuracy(float_network: Answers | None, simulated: Answers | None, exp
         "max_drop": gates.max_drop,
         "against_simulated": None if drop is None else drop.to_json(),
     }
-    return Level.of(problem is None, problem or f"{text} of {rows[-1].images} images", details)
+    return Level.of(problem is None, problem or f"{text} of {rows[-1].images} {rows[-1].noun}", details)
 
 
 def _drop_problem(drop: ExportDrop | None, text: str) -> str | None:

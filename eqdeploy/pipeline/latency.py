@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 
 import onnxruntime
-import torch
 
 from eqdeploy.calibration.ranges import sample_tensors
 from eqdeploy.errors import OutputError
@@ -22,7 +21,7 @@ from eqdeploy.results import LatencyResult
 from eqdeploy.search.costs import CostModel
 from eqdeploy.search.latency import LatencyTable
 from eqdeploy.search.space import search_space
-from eqdeploy.training.batches import seeded_generator
+from eqdeploy.supernet.inputs import probe
 
 #: Random images from which ranges are taken that training did not fix; times do not depend on numbers.
 _IMAGES = 8
@@ -54,7 +53,7 @@ def measure_latency(request: LatencyRequest, progress: Progress) -> LatencyResul
     with progress.stage("exporting the network's structure"):
         graph = export_float_graph(supernet)
         supernet.activate(plan.subnet)
-        images = torch.randn((_IMAGES, *supernet.input_shape), generator=seeded_generator(0))
+        images = probe(supernet.example, _IMAGES)
         model = freeze(supernet, plan, graph, sample_tensors(supernet, [images], tensors_to_calibrate(plan)))
         layers = dict(single_layers(model, supernet.network, profile.runtime.opset))
     times = median_milliseconds(layers, runs=request.runs, threads=request.threads, progress=progress)

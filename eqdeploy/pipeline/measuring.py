@@ -11,8 +11,8 @@ import torch
 
 from eqdeploy import __version__
 from eqdeploy.data import LoadOptions, load_data
+from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages, spread_indices
-from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import EqDeployError
 from eqdeploy.pipeline.sources import LoadedSupernet, check_classes
 from eqdeploy.progress import Progress
@@ -77,7 +77,9 @@ def load_training_images(
     return data
 
 
-def _is_every_split(data: LabelledImages, reference: str, preprocessing: Preprocessing, options: LoadOptions) -> bool:
+def _is_every_split(
+    data: LabelledImages, reference: str, preprocessing: InputPreprocessing, options: LoadOptions
+) -> bool:
     """Whether the test images of a data set are its training images."""
     try:
         test = load_data(reference, split="test", preprocessing=preprocessing, limit=_COMPARED, options=options)

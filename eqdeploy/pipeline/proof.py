@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eqdeploy.data import LabelledImages, Preprocessing
+from eqdeploy.data import InputPreprocessing, LabelledImages
+from eqdeploy.data.inputs import noun_of
 from eqdeploy.float_share import FloatShare
 from eqdeploy.pipeline.answers import EXPORTED, answer
 from eqdeploy.pipeline.baseline import FloatNetwork
@@ -32,13 +33,13 @@ class Subject:
     Attributes:
         model: What the files should hold.
         directory: The artifact's folder.
-        preprocessing: How images become inputs.
+        preprocessing: How what is stored becomes inputs.
         power_of_two_scales: Whether the device wants powers of two.
     """
 
     model: QuantizedModel
     directory: Path
-    preprocessing: Preprocessing
+    preprocessing: InputPreprocessing
     power_of_two_scales: bool = False
 
     @property
@@ -116,6 +117,7 @@ def prove(
         subject.model,
         subject.model_path,
         inputs,
+        noun=noun_of(subject.preprocessing),
         min_agreement=gates.min_agreement or 0.0,
         watch=watch,
         progress=progress,

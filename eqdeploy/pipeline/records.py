@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eqdeploy.data import Preprocessing
+from eqdeploy.data import InputPreprocessing
 from eqdeploy.encoding_table import check_encodings
 from eqdeploy.errors import ProfileError, ValidationError
 from eqdeploy.exporters.contract import check_round_trip, get_exporter
@@ -34,14 +34,14 @@ class Records:
 
     Attributes:
         configuration: From what and with what it was made.
-        preprocessing: How images become inputs.
+        preprocessing: How what is stored becomes inputs.
         report: The report of the export.
         subnet: The active forms of the supernet.
         model: The network with its numbers, recovered from the model file.
     """
 
     configuration: Configuration
-    preprocessing: Preprocessing
+    preprocessing: InputPreprocessing
     report: ArtifactReport
     subnet: SubnetConfig
     model: QuantizedModel

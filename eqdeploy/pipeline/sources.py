@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from eqdeploy.data import LabelledImages, LoadOptions, Preprocessing, load_images
+from eqdeploy.data import InputPreprocessing, LabelledImages, LoadOptions, load_images
 from eqdeploy.data.references import DIGITS
 from eqdeploy.errors import CheckpointError, DataError, ProfileError
 from eqdeploy.files import read_bounded
@@ -116,7 +116,7 @@ def load_supernet(reference: str, model: str | None) -> LoadedSupernet:
 
 def load_image_sets(
     reference: str,
-    preprocessing: Preprocessing,
+    preprocessing: InputPreprocessing,
     classes: tuple[str, ...],
     *,
     calibration: int,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
 from eqdeploy.calibration.images import augmented_batches, plain_batches
 from eqdeploy.calibration.ranges import sample_tensors
@@ -18,6 +16,7 @@ from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.checkpoint import Checkpoint
 from eqdeploy.supernet.inference import InferenceNetwork
+from eqdeploy.supernet.inputs import Inputs, batch_size
 from eqdeploy.validation.accuracy import Classifier, torch_classifier
 
 
@@ -58,10 +57,10 @@ def freeze_active(
     wanted = tensors_to_calibrate(plan)
     with progress.stage("measuring ranges", total=len(images)) as advance:
 
-        def batches() -> Iterator[Tensor]:
+        def batches() -> Iterator[Inputs]:
             for batch in plain_batches(images, checkpoint.preprocessing):
                 yield batch
-                advance(len(batch))
+                advance(batch_size(batch))
 
         samples = sample_tensors(checkpoint.supernet, batches(), wanted)
     return freeze(checkpoint.supernet, plan, graph, samples)

@@ -61,7 +61,9 @@ def train(
     with workers.together():
         config = TrainingConfig.load(_configuration_path(request.configuration))
         supernet = None if request.supernet is None else str(supernet_path(request.supernet))
-        config = config.overridden(data=request.data, seed=request.seed, weights=request.weights, supernet=supernet)
+        config = config.overridden(
+            data=request.data, seed=request.seed, weights=request.weights, supernet=supernet, loss=request.loss
+        )
         event_files = _event_files(request) if workers.is_main else None
         model = None if request.model is None else _own_model(request.model, config.seed)
     with event_files or nullcontext():
@@ -74,16 +76,18 @@ def train(
             model=model,
             # Only a function that the user names now is called, never one that a file names.
             run_code=request.data is not None,
+            run_loss=request.loss is not None,
             progress=progress,
             observers=(*observers, *([event_files] if event_files else [])),
             workers=workers,
         )
-    float_correct = round(result.float_accuracy * result.images)
-    rows = [Accuracy("float, before quantization-aware training", float_correct, result.images)]
-    epochs = config.float_training.epochs
+    rows: list[Accuracy] = []
+    if result.float_accuracy is not None:
+        float_correct = round(result.float_accuracy * result.images)
+        rows.append(Accuracy("float, before quantization-aware training", float_correct, result.images))
+    epochs = config.float_training.epochs + (0 if request.float_only else config.supernet_training.epochs)
     grid = result.evaluation
     if grid is not None:
-        epochs += config.supernet_training.epochs
         rows.append(Accuracy("supernet's weights without quantization", grid.float_correct, grid.images))
         rows += [Accuracy(row.name, row.correct, row.images) for row in grid.rows]
     return TrainingResult(

@@ -20,7 +20,7 @@ def encoded_tensors(profile: DeviceProfile, network: NetworkDescription, structu
     """
     encoded: set[str] = set()
     for tensor in reversed(network.tensors):  # readers first: a reshape of a float output stays float
-        if tensor.name in structure.inside or tensor.name in structure.main_branch:
+        if tensor.integer or tensor.name in structure.inside or tensor.name in structure.main_branch:
             continue
         if tensor.trained or _is_wanted(profile, network, structure, tensor, encoded):
             encoded.add(tensor.name)
@@ -52,6 +52,8 @@ def why_float(
     """Coverage and reason of a tensor without encoding."""
     if tensor.name in structure.inside:
         return Coverage.INSIDE_FUSED_GROUP, structure.inside[tensor.name]
+    if tensor.integer:
+        return Coverage.FLOAT_BY_NECESSITY, "holds integers, which pass through as they are"
     if tensor.name in structure.main_branch:
         addition = structure.main_branch[tensor.name]
         return Coverage.FLOAT_BY_PROFILE, f"main branch of {addition} (activations.residual_add: skip_only)"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from eqdeploy.errors import TrainingError
+from eqdeploy.supernet.inputs import Inputs, batch_size, call, map_inputs
 
 
 class CompiledEvaluation:
@@ -22,19 +23,19 @@ class CompiledEvaluation:
         self._run = torch.compile(module, dynamic=False)
         self._batch = 0
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Inputs) -> Tensor:
         """Logits of a batch of shape (N, …).
 
         Raises:
             TrainingError: If the compiler fails.
         """
-        count = len(images)
+        count = batch_size(images)
         self._batch = max(self._batch, count)
         missing = self._batch - count
         if missing:
-            images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
+            images = map_inputs(lambda part: torch.cat([part, part[:1].expand(missing, *part.shape[1:])]), images)
         try:
-            result: Tensor = self._run(images)
+            result: Tensor = call(self._run, images)
         except RuntimeError as error:
             # Imported late: it takes a second where nothing is compiled.
             from torch._dynamo.exc import TorchDynamoException

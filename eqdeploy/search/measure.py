@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +13,15 @@ from torch.nn import functional
 
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
 from eqdeploy.data.augmentation import Augmentation
+from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages
-from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import DataError
 from eqdeploy.search.compiled import CompiledEvaluation
 from eqdeploy.search.measurement import Score, SubnetMeasurement
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.inference import InferenceNetwork
+from eqdeploy.supernet.inputs import Inputs, map_inputs, to_inputs
+from eqdeploy.supernet.inputs import batch_size as inputs_in
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.batches import augmented_images, seeded_generator
 from eqdeploy.training.evaluate import BATCH_SIZE, even_batches
@@ -72,8 +74,8 @@ def split_training_images(data: LabelledImages, *, calibration: int, images: int
 
 
 def calibration_tensor(
-    images: LabelledImages, preprocessing: Preprocessing, augmentation: Augmentation, seed: int
-) -> Tensor:
+    images: LabelledImages, preprocessing: InputPreprocessing, augmentation: Augmentation, seed: int
+) -> Any:
     """Calibration images as training varies them, (N, C, H, W) float32; the same seed gives the same."""
     generator = seeded_generator(seed, _AUGMENTATION)
     return augmented_images(images, preprocessing, augmentation, count=len(images), generator=generator)
@@ -100,9 +102,9 @@ class Measurer:
     def __init__(
         self,
         supernet: Supernet,
-        calibration: Tensor,
+        calibration: Inputs,
         data: LabelledImages,
-        preprocessing: Preprocessing,
+        preprocessing: InputPreprocessing,
         *,
         batch_size: int = BATCH_SIZE,
         compiled: bool = False,
@@ -110,15 +112,21 @@ class Measurer:
         data.require_labels()
         if len(data) < 2:
             raise DataError("subnets cannot be judged on a single image", where=data.source)
+        if data.labels.ndim > 1:
+            raise DataError(
+                "subnets are judged by one class for each sample, and the labels are maps",
+                where=data.source,
+                hint="export with widths of your own (--subnet) instead of searching",
+            )
         self._network = InferenceNetwork(supernet)
         self._evaluate = CompiledEvaluation(self._network.module) if compiled else self._network.evaluate
         self._device = next(supernet.parameters()).device
-        self._calibration = even_batches(calibration.to(self._device), batch_size)
+        self._calibration = even_batches(map_inputs(self._placed, calibration), batch_size)
         self._data = data
         self._preprocessing = preprocessing
         self._batch_size = batch_size
         self._labels = torch.from_numpy(data.labels).to(self._device)
-        bytes_per_image = 4 * math.prod(preprocessing.shape)
+        bytes_per_image = np.dtype((preprocessing.dtype, preprocessing.shape)).itemsize
         keeps = len(data) * bytes_per_image <= PREPROCESSED_BYTES
         self._kept = list(self._preprocessed()) if keeps else None
 
@@ -136,7 +144,7 @@ class Measurer:
         hits = torch.empty(len(self._data), dtype=torch.bool)
         start = 0
         for images in self._preprocessed() if self._kept is None else self._kept:
-            rows = slice(start, start + len(images))
+            rows = slice(start, start + inputs_in(images))
             logits, labels = self._evaluate(images), self._labels[rows]
             losses[rows] = functional.cross_entropy(logits.double(), labels, reduction="none")
             hits[rows] = logits.argmax(dim=1) == labels
@@ -148,8 +156,12 @@ class Measurer:
         )
         return SubnetMeasurement((first, second))
 
-    def _preprocessed(self) -> Iterator[Tensor]:
+    def _placed(self, tensor: Tensor) -> Tensor:
+        """A tensor where the network is."""
+        return tensor.to(self._device)
+
+    def _preprocessed(self) -> Iterator[Inputs]:
         """Batches of the network's inputs."""
         for start in range(0, len(self._data), self._batch_size):
             stored = self._data.images[start : start + self._batch_size]
-            yield torch.from_numpy(self._preprocessing.apply(stored)).to(self._device)
+            yield map_inputs(self._placed, to_inputs(self._preprocessing.apply(stored)))

@@ -16,12 +16,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from eqdeploy.data.augmentation import Augmentation
+from eqdeploy.data.inputs import InputPreprocessing, read_preprocessing
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import CheckpointError, EqDeployError, MissingDependencyError
 from eqdeploy.files import write_atomically
 from eqdeploy.network import BatchNormTraining, ElasticSpace, Residual, ScaleTraining
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
+from eqdeploy.supernet.inputs import Inputs, to_inputs
 from eqdeploy.supernet.supernet import Supernet
 
 #: All metadata is one JSON document under this key: safetensors does not keep the order of several keys.
@@ -93,10 +95,10 @@ class CheckpointMetadata(_Part):
         format: Kind of file.
         version: Version of this layout.
         architecture: How to make the float model.
-        input_shape: Shape of one input without the batch axis.
+        input_shape: Shape of one input without the batch axis; empty where there are several inputs.
         classes: Class names, in the order of the outputs.
         space: Forms that the supernet is trained for.
-        preprocessing: How images become inputs.
+        preprocessing: How what is stored becomes inputs.
         augmentation: How training images were varied; BatchNorm is calibrated on images varied likewise.
         provenance: How the supernet was made, for people.
     """
@@ -104,7 +106,7 @@ class CheckpointMetadata(_Part):
     format: Literal["eqdeploy-supernet"] = "eqdeploy-supernet"
     version: Literal[1] = 1
     architecture: ArchitectureReference
-    input_shape: Annotated[list[Annotated[int, Field(gt=0, le=1 << 20)]], Field(min_length=1, max_length=5)]
+    input_shape: Annotated[list[Annotated[int, Field(gt=0, le=1 << 20)]], Field(max_length=5)]
     classes: list[str]
     space: SpaceMetadata
     preprocessing: dict[str, Any]
@@ -118,7 +120,7 @@ class Checkpoint:
 
     supernet: Supernet
     metadata: CheckpointMetadata
-    preprocessing: Preprocessing
+    preprocessing: InputPreprocessing
     augmentation: Augmentation
 
 
@@ -126,7 +128,7 @@ def metadata_of(
     supernet: Supernet,
     *,
     architecture: ArchitectureReference,
-    preprocessing: Preprocessing,
+    preprocessing: InputPreprocessing,
     augmentation: Augmentation,
     classes: tuple[str, ...],
     provenance: Mapping[str, Scalar],
@@ -196,19 +198,13 @@ def load_checkpoint(
     tensors = _read(path, lambda stream: {name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118
     try:
         space = _space(metadata.space)
-        preprocessing = Preprocessing.from_json(metadata.preprocessing, where=f"{path}: preprocessing")
-        if len(metadata.input_shape) == 3 and tuple(metadata.input_shape) != preprocessing.shape:
-            raise CheckpointError(
-                f"input_shape {metadata.input_shape} is not what preprocessing makes, {list(preprocessing.shape)}",
-                where=f"{path}: input_shape",
-            )
+        preprocessing = read_preprocessing(metadata.preprocessing, where=f"{path}: preprocessing")
+        example = _example(metadata, preprocessing, path)
         augmentation = Augmentation(**dict(metadata.augmentation))
-        if augmentation.shift > max(preprocessing.image_size):
+        if isinstance(preprocessing, Preprocessing) and augmentation.shift > max(preprocessing.image_size):
             raise CheckpointError("larger than the image", where=f"{path}: augmentation.shift")
-        if math.prod(metadata.input_shape) > _MAXIMUM_INPUT_VALUES:
-            raise CheckpointError(f"more than {_MAXIMUM_INPUT_VALUES} values", where=f"{path}: input_shape")
         float_model = _float_model(metadata.architecture, build, path) if model is None else model
-        supernet = Supernet.from_float(float_model, torch.zeros((2, *metadata.input_shape)), space)
+        supernet = Supernet.from_float(float_model, example, space)
         fold_batch_norms(supernet)
     except (CheckpointError, MissingDependencyError):
         raise
@@ -218,6 +214,25 @@ def load_checkpoint(
     supernet.graph_module.load_state_dict(tensors)
     supernet.eval()
     return Checkpoint(supernet, metadata, preprocessing, augmentation)
+
+
+def _example(metadata: CheckpointMetadata, preprocessing: InputPreprocessing, path: Path) -> Inputs:
+    """A batch of two for converting the model.
+
+    Raises:
+        CheckpointError: If the shape is not what the preprocessing makes, or far too large.
+    """
+    shape, made = tuple(metadata.input_shape), preprocessing.shape
+    is_image = isinstance(preprocessing, Preprocessing)
+    # A preprocessing of images may accompany inputs of another rank, which say nothing about how they are made.
+    if shape != made and (not is_image or len(shape) in (0, 3)):
+        raise CheckpointError(
+            f"input_shape {list(shape)} is not what preprocessing makes, {list(made)}", where=f"{path}: input_shape"
+        )
+    parts = [part.shape for _, part in getattr(preprocessing, "inputs", ())] or [shape]
+    if sum(math.prod(part) for part in parts) > _MAXIMUM_INPUT_VALUES:
+        raise CheckpointError(f"more than {_MAXIMUM_INPUT_VALUES} values", where=f"{path}: input_shape")
+    return torch.zeros((2, *shape)) if is_image else to_inputs(preprocessing.example(2))
 
 
 def _read(path: Path, action: Callable[[Any], Any]) -> Any:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eqdeploy.supernet.inputs import Inputs, map_inputs, positional
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
 
 
@@ -34,13 +35,13 @@ def count_costs(supernet: Supernet) -> NetworkCosts:
 
     The operations are counted on tensors without data; where one of them needs data, on zeros.
     """
-    shape = (1, *supernet.input_shape)
+    example = map_inputs(lambda part: part[:1], supernet.example)
     try:
         # Without data it takes no time, and torch has no fused kernels there that its counter does not know.
         bare = copy.deepcopy(supernet).to("meta").eval()
-        macs = _count(bare, torch.zeros(shape, device="meta"))
+        macs = _count(bare, map_inputs(lambda part: part.to("meta"), example))
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
-        macs = _count(copy.deepcopy(supernet).eval(), torch.zeros(shape))
+        macs = _count(copy.deepcopy(supernet).eval(), example)
     return NetworkCosts(macs=macs, parameters=_other_parameters(supernet))
 
 
@@ -61,12 +62,12 @@ class _Counter(fx.Interpreter):
         return result
 
 
-def _count(supernet: Supernet, example: Tensor) -> dict[str, int]:
+def _count(supernet: Supernet, example: Inputs) -> dict[str, int]:
     """Multiply-accumulate operations by tensor name."""
     supernet.deactivate()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         interpreter = _Counter(supernet.graph_module, counter)
-        interpreter.run(example)
+        interpreter.run(*positional(supernet.graph_module.graph, example))
     return interpreter.macs
 
 

@@ -20,7 +20,7 @@ from eqdeploy.network import (
 )
 from eqdeploy.supernet.layers import channel_axis
 from eqdeploy.supernet.operations import Operation, adds_zeros, classify, keeps_bounds, module_of, vanishes
-from eqdeploy.supernet.shapes import holds_tensor, tensor_shape
+from eqdeploy.supernet.shapes import holds_tensor, tensor_dtype, tensor_shape
 
 
 @dataclass
@@ -139,7 +139,14 @@ def _tensor_info(draft: _Draft, is_output: bool) -> TensorInfo:
         upper_bound=high if math.isfinite(high) else None,
         trained=draft.trained,
         is_output=is_output,
+        integer=_is_integer(draft.node),
     )
+
+
+def _is_integer(node: fx.Node) -> bool:
+    """Whether a node's tensor holds integers or truth values."""
+    dtype = tensor_dtype(node)
+    return dtype is not None and not dtype.is_floating_point
 
 
 def _layers(graph_module: fx.GraphModule, drafts: dict[str, _Draft], returned: set[str]) -> tuple[LayerInfo, ...]:

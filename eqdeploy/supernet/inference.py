@@ -25,6 +25,7 @@ from eqdeploy.network import NetworkDescription, OpKind
 from eqdeploy.quant.affine import dequantize, quantize, quantize_dequantize
 from eqdeploy.quant.form import Form
 from eqdeploy.subnet import SubnetConfig
+from eqdeploy.supernet.inputs import Inputs, call
 from eqdeploy.supernet.layers import ElasticConv1d, ElasticConv2d, ElasticConvTranspose2d, ElasticLinear
 from eqdeploy.supernet.operations import BATCH_NORM_MODULES
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
@@ -128,11 +129,10 @@ class InferenceNetwork:
         for name, quantizer in supernet.activation_quantizers().items():
             self._fixed[name].set(None if quantizer.active is None else self._number(name, quantizer.active))
 
-    def evaluate(self, images: Tensor) -> Tensor:
-        """Logits of the active subnet for a batch of shape (N, …)."""
+    def evaluate(self, images: Inputs) -> Any:
+        """Outputs of the active subnet, logits as a rule, for a batch of shape (N, …)."""
         with torch.inference_mode():
-            logits: Tensor = self.module(images)
-            return logits
+            return call(self.module, images)
 
     def _weight(self, name: str, form: Form) -> Tensor:
         """The fake-quantized weight of a layer."""

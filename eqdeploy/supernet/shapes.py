@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from eqdeploy.errors import UnsupportedOperationError
+from eqdeploy.supernet.inputs import Inputs, map_inputs, positional, shapes_of
 from eqdeploy.supernet.modes import evaluation_mode
 
 _SHAPE = "eqdeploy_shape"
@@ -49,7 +50,7 @@ class _BatchRecorder(_Recorder):
         return result
 
 
-def propagate_shapes(graph_module: fx.GraphModule, example_input: Tensor) -> None:
+def propagate_shapes(graph_module: fx.GraphModule, example_input: Inputs) -> None:
     """Run the example through the graph once, in evaluation mode, and note every shape and dtype.
 
     Raises:
@@ -58,7 +59,7 @@ def propagate_shapes(graph_module: fx.GraphModule, example_input: Tensor) -> Non
     _run(_ShapeRecorder(graph_module), graph_module, example_input)
 
 
-def run_another_batch(graph_module: fx.GraphModule, images: Tensor) -> list[Tensor]:
+def run_another_batch(graph_module: fx.GraphModule, images: Inputs) -> list[Tensor]:
     """Run a batch of another size in evaluation mode, note where the batch axis is, and return all outputs.
 
     Args:
@@ -71,15 +72,15 @@ def run_another_batch(graph_module: fx.GraphModule, images: Tensor) -> list[Tens
     return tensors_in(_run(_BatchRecorder(graph_module), graph_module, images))
 
 
-def _run(recorder: _Recorder, graph_module: fx.GraphModule, example_input: Tensor) -> Any:
+def _run(recorder: _Recorder, graph_module: fx.GraphModule, example_input: Inputs) -> Any:
     """Run a graph without gradients in evaluation mode."""
     try:
         with torch.no_grad(), evaluation_mode(graph_module):
-            return recorder.run(example_input.clone())
+            return recorder.run(*positional(graph_module.graph, map_inputs(Tensor.clone, example_input)))
     except Exception as error:  # the operations are the user's: they may raise anything
         where = None if recorder.current is None else recorder.current.name
         raise UnsupportedOperationError(
-            f"fails on an input of shape {tuple(example_input.shape)}: {str(error).strip().splitlines()[0]}",
+            f"fails on an input of shape {shapes_of(example_input)}: {str(error).strip().splitlines()[0]}",
             where=where,
         ) from error
 

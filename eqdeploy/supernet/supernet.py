@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +15,7 @@ from eqdeploy.quant.form import Form
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.describe import describe
 from eqdeploy.supernet.folded_norm import FoldedNorm
+from eqdeploy.supernet.inputs import Inputs, call, map_inputs
 from eqdeploy.supernet.layers import make_elastic
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.residual import split_residual_reads
@@ -32,22 +34,29 @@ class Supernet(nn.Module):
     Attributes:
         network: Description of layers and tensors.
         graph_module: The traced model; module paths and parameter names are those of the original.
+        example: A batch that it was tried on.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, network: NetworkDescription, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, graph_module: fx.GraphModule, network: NetworkDescription, example: Inputs) -> None:
         super().__init__()
         self.training = graph_module.training
         self.graph_module = graph_module
         self.network = network
-        self.input_shape = input_shape
+        self.example = example
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input without the batch axis; () where there are several inputs."""
+        return tuple(self.example.shape[1:]) if isinstance(self.example, Tensor) else ()
 
     @staticmethod
-    def from_float(model: nn.Module, example_input: Tensor, space: ElasticSpace) -> Supernet:
+    def from_float(model: nn.Module, example_input: Inputs, space: ElasticSpace) -> Supernet:
         """Convert a float model.
 
         Args:
             model: Any module that torch.fx can trace; it is copied, not changed.
-            example_input: One batch, shape (N, ...), N >= 2.
+            example_input: One batch, shape (N, ...), N >= 2: a tensor, or a dictionary with a tensor for each
+                argument of ``forward``. Where it holds integers, they must be ones that the model takes.
             space: Forms to train.
 
         Returns:
@@ -72,12 +81,11 @@ class Supernet(nn.Module):
             )
             setattr(graph_module.get_submodule(parent), name, elastic)
         _insert_activation_quantizers(graph_module, network)
-        return Supernet(graph_module, network, tuple(example_input.shape[1:]))
+        return Supernet(graph_module, network, map_inputs(_kept, example_input))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the active subnet (float if none is active) on a batch of shape (N, ...)."""
-        result: Tensor = self.graph_module(x)
-        return result
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """Compute the active subnet (float if none is active) on a batch, inputs and outputs as the model's."""
+        return self.graph_module(*inputs, **named)
 
     def activate(self, config: SubnetConfig) -> None:
         """Switch to a subnet. Costs one assignment per layer and tensor, copies nothing.
@@ -145,7 +153,7 @@ class Supernet(nn.Module):
             yield layer.name, weight
 
     @torch.no_grad()
-    def initialize(self, images: Tensor) -> None:
+    def initialize(self, images: Inputs) -> None:
         """Give every form of every quantizer the numbers with the smallest error.
 
         Weights are taken as they are, activations from the float network in evaluation mode.
@@ -167,7 +175,7 @@ class Supernet(nn.Module):
         ]
         try:
             with evaluation_mode(self):
-                self(images)
+                call(self, images)
         finally:
             for handle in handles:
                 handle.remove()
@@ -190,6 +198,11 @@ class Supernet(nn.Module):
         for layer in self.network.layers:
             yield self.weight_quantizer(layer.name)
         yield from self.activation_quantizers().values()
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """Two samples of an example: their integers matter, of other values only the shape."""
+    return torch.zeros_like(tensor[:2]) if tensor.is_floating_point() else tensor[:2].clone()
 
 
 def _switches(

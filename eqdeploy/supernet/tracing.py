@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqdeploy.errors import UnsupportedOperationError
+from eqdeploy.supernet.arguments import NAMED_HINT, check_arguments
 from eqdeploy.supernet.canonical import (
     merge_bounds,
     pass_inputs_by_position,
@@ -25,6 +26,7 @@ from eqdeploy.supernet.canonical import (
 )
 from eqdeploy.supernet.functional_norm import use_batch_norm_modules
 from eqdeploy.supernet.in_place import make_out_of_place
+from eqdeploy.supernet.inputs import Inputs, batch_size, call, map_inputs, probe, shapes_of
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.operations import ELASTIC_MODULES
 from eqdeploy.supernet.shapes import propagate_shapes, run_another_batch, tensors_in
@@ -53,7 +55,7 @@ class _Tracer(fx.Tracer):
         return result
 
 
-def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
+def trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
     """Trace a model into a graph of out-of-place, canonical operations with known shapes.
 
     The model is traced as it behaves in evaluation mode; functional dropout still follows the mode. SiLU and
@@ -63,17 +65,19 @@ def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
 
     Args:
         model: Any module that torch.fx can trace; it is copied, not changed. Parameters become float32.
-        example_input: One batch, shape (N, ...), N >= 2; its values do not matter.
+        example_input: One batch, shape (N, ...), N >= 2; several inputs by the names of the arguments of ``forward``,
+            in their order. Floating-point values do not matter, integers must be valid ones.
 
     Returns:
         A graph module with copies of the model's modules and a shape for every tensor,
         :func:`eqdeploy.supernet.shapes.tensor_shape`.
 
     Raises:
-        UnsupportedOperationError: If the model cannot be traced, fails on the example, takes several inputs, or
-            computes something else than its graph.
+        UnsupportedOperationError: If the model cannot be traced, fails on the example, takes other inputs, or computes
+            something else than its graph.
     """
     _refuse_computed_weights(model)
+    check_arguments(model, example_input)
     try:
         model = copy.deepcopy(model).float()
     except Exception as error:  # copying runs code of the user's modules
@@ -82,24 +86,25 @@ def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
         ) from error
     modes = {name: module.training for name, module in model.named_modules()}
     model.eval()
-    probe = _probe(example_input)
-    expected = _run(model, probe)
-    graph_module = _symbolic_trace(model)
+    another = probe(example_input, batch_size(example_input) + 1)  # one sample more: a fixed batch size shows
+    expected = _run(model, another)
+    graph_module = _symbolic_trace(model, example_input)
     propagate_shapes(graph_module, example_input)
     _canonicalize(graph_module)
     propagate_shapes(graph_module, example_input)
-    _compare(expected, run_another_batch(graph_module, probe), type(model).__name__)
+    _compare(expected, run_another_batch(graph_module, another), type(model).__name__)
     for name, module in graph_module.named_modules():
         module.training = modes.get(name, modes[""])
     return graph_module
 
 
-def _symbolic_trace(model: nn.Module) -> fx.GraphModule:
-    """Run torch's tracer; optional arguments take their defaults."""
-    parameters = list(inspect.signature(type(model).forward).parameters.values())[2:]
+def _symbolic_trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
+    """Run torch's tracer; optional arguments that are no inputs take their defaults."""
+    parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
+    given = 1 if isinstance(example_input, Tensor) else len(example_input)
     defaults = {
         parameter.name: parameter.default
-        for parameter in parameters
+        for parameter in parameters[given:]
         if parameter.default is None or type(parameter.default) in (bool, int, float, str)
     }
     tracer = _Tracer()
@@ -111,7 +116,7 @@ def _symbolic_trace(model: nn.Module) -> fx.GraphModule:
             where=tracer.path[-1] if tracer.path else type(model).__name__,
             hint="replace data-dependent control flow, or wrap that part in a module without quantizable layers",
         ) from error
-    for extra in [node for node in graph.nodes if node.op == "placeholder"][1:]:
+    for extra in [node for node in graph.nodes if node.op == "placeholder"][given:]:
         _remove_optional_input(graph, extra)
     return fx.GraphModule(model, graph, class_name=type(model).__name__)
 
@@ -131,7 +136,7 @@ def _remove_optional_input(graph: fx.Graph, node: fx.Node) -> None:
             graph.erase_node(user)
     if node.users:
         if not node.args:
-            raise UnsupportedOperationError("the model takes several inputs", where=node.name, hint="one is supported")
+            raise UnsupportedOperationError("the model needs this input", where=node.name, hint=NAMED_HINT)
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
     graph.erase_node(node)
 
@@ -182,28 +187,19 @@ def _refuse_computed_weights(model: nn.Module) -> None:
             )
 
 
-def _probe(example_input: Tensor) -> Tensor:
-    """Random values for one sample more than the example has: a fixed batch size shows."""
-    shape = (example_input.shape[0] + 1, *example_input.shape[1:])
-    if not example_input.is_floating_point():
-        return torch.zeros(shape, dtype=example_input.dtype, device=example_input.device)
-    generator = torch.Generator(device=example_input.device).manual_seed(0)
-    return torch.randn(shape, generator=generator, device=example_input.device)
-
-
 @torch.no_grad()
-def _run(model: nn.Module, probe: Tensor) -> list[Tensor]:
-    """All tensors that a model returns for an input, in evaluation mode.
+def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """All tensors that a model returns for a batch, in evaluation mode.
 
     Raises:
         UnsupportedOperationError: If the model fails on the input.
     """
     try:
         with evaluation_mode(model):
-            returned = model(probe.clone())
+            returned = call(model, map_inputs(Tensor.clone, inputs))
     except Exception as error:  # the user's forward may raise anything
         raise UnsupportedOperationError(
-            f"the model fails on an input of shape {tuple(probe.shape)}: {_first_line(error)}",
+            f"the model fails on an input of shape {shapes_of(inputs)}: {_first_line(error)}",
             where=type(model).__name__,
         ) from error
     return tensors_in(returned)

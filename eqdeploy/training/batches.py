@@ -10,19 +10,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eqdeploy.calibration.images import vary_stored
 from eqdeploy.data.augmentation import Augmentation
+from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages, spread_indices
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import DataError, UsageError
+from eqdeploy.supernet.inputs import map_inputs, to_inputs
 
 #: Images as they are stored, uint8 or float32, and their labels.
-_Stored = tuple[NDArray[Any], NDArray[np.int64]]
+_Stored = tuple[NDArray[Any], NDArray[Any]]
 
 
 class Batch(NamedTuple):
-    """Images as the network reads them, (N, C, H, W) float32, and their classes, (N,) int64."""
+    """Images as the network reads them, (N, C, H, W) float32, or other inputs, and their classes, (N,) int64.
 
-    images: Tensor
+    Several inputs are a dictionary of tensors (:data:`~eqdeploy.supernet.inputs.Inputs`). Labels are whatever the data
+    set holds: maps of classes are (N, …), targets float32.
+    """
+
+    images: Any
     labels: Tensor
 
 
@@ -70,7 +77,7 @@ class TrainingBatches:
     def __init__(
         self,
         data: LabelledImages,
-        preprocessing: Preprocessing,
+        preprocessing: InputPreprocessing,
         augmentation: Augmentation,
         *,
         batch_size: int,
@@ -111,8 +118,13 @@ class TrainingBatches:
             step: Index of the step, counted over all epochs.
             generator: Source of the augmentation's randomness, in the same state in all processes.
         """
+        stored, classes = self._stored(step)
+        labels = torch.from_numpy(classes).to(device=self._device)
+        if not isinstance(self.preprocessing, Preprocessing):
+            inputs = to_inputs(self.preprocessing.apply(stored))
+            return Batch(images=map_inputs(lambda part: part.to(device=self._device), inputs), labels=labels)
         variation = self.augmentation.draw(self.batch_size, generator).rows(self._share)
-        images, labels = (torch.from_numpy(values).to(device=self._device) for values in self._stored(step))
+        images = torch.from_numpy(stored).to(device=self._device)
         return Batch(images=self.augmentation.vary(images, self.preprocessing, variation), labels=labels)
 
     def _stored(self, step: int) -> _Stored:
@@ -138,12 +150,12 @@ class TrainingBatches:
 
 def augmented_images(
     data: LabelledImages,
-    preprocessing: Preprocessing,
+    preprocessing: InputPreprocessing,
     augmentation: Augmentation,
     *,
     count: int,
     generator: torch.Generator,
-) -> Tensor:
+) -> Any:
     """Images for calibration: evenly spread over the data, through the training augmentation.
 
     Args:
@@ -154,8 +166,7 @@ def augmented_images(
         generator: Source of the augmentation's randomness.
 
     Returns:
-        (N, C, H, W) float32.
+        (N, C, H, W) float32, or other :data:`~eqdeploy.supernet.inputs.Inputs`.
     """
     # Copied: stored images may be mapped from a file that is not to be written.
-    images = torch.from_numpy(data.images[spread_indices(len(data), count)])
-    return augmentation.vary(images, preprocessing, augmentation.draw(len(images), generator))
+    return vary_stored(data.images[spread_indices(len(data), count)], preprocessing, augmentation, generator)

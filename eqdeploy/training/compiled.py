@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from eqdeploy.errors import TrainingError
 from eqdeploy.quant.fake_quantize import Operands
+from eqdeploy.supernet.inputs import Inputs, batch_size, call, map_inputs
 from eqdeploy.supernet.supernet import Supernet
+from eqdeploy.training.objective import map_outputs
 
 
 def compiler_available() -> bool:
@@ -38,22 +40,21 @@ class CompiledSupernet:
         self._run = torch.compile(supernet.graph_module, dynamic=False)
         self._evaluation_batch = 0
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Compute logits, as ``supernet(images)`` does up to the rounding of sums.
+    def __call__(self, images: Inputs) -> Any:
+        """Compute outputs, as ``supernet(images)`` does up to the rounding of sums.
 
         Raises:
             TrainingError: If the compiler fails.
         """
-        count = len(images)
+        count = batch_size(images)
         if not self._supernet.training:
             self._evaluation_batch = max(self._evaluation_batch, count)
             missing = self._evaluation_batch - count
             if missing:
-                images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
-        self._bind(len(images))
+                images = map_inputs(lambda part: torch.cat([part, part[:1].expand(missing, *part.shape[1:])]), images)
+        self._bind(count if self._supernet.training else self._evaluation_batch)
         try:
-            result: Tensor = self._run(images)
-            return result[:count]
+            return map_outputs(lambda result: result[:count], call(self._run, images))
         except RuntimeError as error:
             # Imported late: it takes a second where nothing is compiled.
             from torch._dynamo.exc import TorchDynamoException

@@ -13,6 +13,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from eqdeploy.data.options import DataErrors
 from eqdeploy.errors import ProfileError
 from eqdeploy.training.settings import (
+    PREPROCESSING_SECTIONS,
+    AnyPreprocessingSettings,
     AugmentationSettings,
     CalibrationSettings,
     Count,
@@ -45,7 +47,9 @@ class TrainingConfig(Section):
         data_errors: What happens when an image file cannot be read: ``fatal`` stops and names it, ``skip`` leaves it
             out and says so.
         data_cache: Where decoded images are kept: ``auto``, ``off``, or a folder.
-        preprocessing: From pixels to the network's input.
+        preprocessing: From pixels, or what else is stored, to the network's input.
+        loss: A loss of the user's own, ``module:function``, called with the network's outputs and the labels of a
+            batch; null for the cross entropy of classes. It is run only if the command line names it, too.
         space: Forms to train.
         float_training: Pre-training of the float network.
         supernet_training: Training of all forms together.
@@ -63,12 +67,13 @@ class TrainingConfig(Section):
         checkpoint_interval_steps: Steps between two saved states.
     """
 
-    later = frozenset({"sampling", "static", "execution", "evaluation_epochs", "data_errors", "data_cache"})
+    later = frozenset({"sampling", "static", "execution", "evaluation_epochs", "loss", "data_errors", "data_cache"})
 
     schema_version: Annotated[Literal[1], Field(alias="schema")]
     model: ModelSettings
     data: str
-    preprocessing: PreprocessingSettings
+    preprocessing: AnyPreprocessingSettings
+    loss: str | None = None
     space: SpaceSettings = SpaceSettings()
     float_training: OptimizationSettings
     supernet_training: SupernetSettings
@@ -88,7 +93,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
-        if self.augmentation.shift >= min(self.preprocessing.image_size):
+        if not isinstance(self.preprocessing, PreprocessingSettings):
+            if self.augmentation != AugmentationSettings():
+                raise ValueError("augmentation: only images are varied: leave it out")
+        elif self.augmentation.shift >= min(self.preprocessing.image_size):
             raise ValueError(f"augmentation.shift: {self.augmentation.shift} pixels move all of an image out of sight")
         if self.model.supernet is not None:
             if self.float_training.epochs:
@@ -132,8 +140,9 @@ class TrainingConfig(Section):
         seed: int | None = None,
         weights: str | None = None,
         supernet: str | None = None,
+        loss: str | None = None,
     ) -> TrainingConfig:
-        """The same configuration with other data, another seed or another start; None keeps what is there.
+        """The same configuration with other data, seed, start or loss; None keeps what is there.
 
         A run that starts from a supernet has no float phase.
 
@@ -143,6 +152,7 @@ class TrainingConfig(Section):
         changes: dict[str, Any] = {
             "data": self.data if data is None else data,
             "seed": self.seed if seed is None else seed,
+            "loss": self.loss if loss is None else loss,
         }
         if weights is not None or supernet is not None:
             changes["model"] = {**dict(self.model), "weights": weights, "supernet": supernet}
@@ -168,15 +178,18 @@ class TrainingConfig(Section):
 def _explain(error: ValidationError, path: Path, node: yaml.Node | None) -> ProfileError:
     """Put the first complaint of pydantic into one line with file, line and key."""
     first = error.errors(include_url=False)[0]
-    location = first["loc"]
+    sections, location = first["loc"], tuple(part for part in first["loc"] if part not in PREPROCESSING_SECTIONS)
     line = line_of(node, location)
     where = f"{path}:{line}" if line else str(path)
     where += f": {'.'.join(str(part) for part in location)}" if location else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(sections[:-1])
         return ProfileError("unknown key", where=where, hint=suggest(str(location[-1]), known) or _listed(known))
     if first["type"] == "missing":
         return ProfileError("the key is missing", where=where)
+    if first["type"] == "union_tag_invalid":
+        kinds = ", ".join(sorted(tag.removeprefix("kind:") for tag in PREPROCESSING_SECTIONS if tag != "kind:images"))
+        return ProfileError("unknown kind of input", where=where, hint=f"kind is {kinds}, or left out for images")
     given = first["input"]
     message = first["msg"].removeprefix("Value error, ")
     message = f"{message[:1].lower()}{message[1:]}" + ("" if isinstance(given, dict | list) else f", not {given!r}")
@@ -193,6 +206,11 @@ def _known_keys(location: tuple[int | str, ...]) -> tuple[str, ...]:
     """Keys of the section at a location."""
     section: type[BaseModel] = TrainingConfig
     for part in location:
+        if part in PREPROCESSING_SECTIONS:
+            section = PREPROCESSING_SECTIONS[str(part)]
+            continue
+        if isinstance(part, int) or part in ("preprocessing", "inputs"):
+            continue  # its kind follows
         inner = section.model_fields[str(part)].annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return ()

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from eqdeploy.supernet.inputs import Inputs, parts, positional
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
 
 
 @torch.no_grad()
-def first_output_not_finite(supernet: Supernet, images: Tensor) -> str | None:
+def first_output_not_finite(supernet: Supernet, images: Inputs) -> str | None:
     """Run images through the active subnet and find the first operation that makes NaN or infinity of finite values.
 
     In float32 first; if nothing overflows there, in bfloat16, whose range is a little smaller. BatchNorm statistics
@@ -25,12 +26,12 @@ def first_output_not_finite(supernet: Supernet, images: Tensor) -> str | None:
         The layer or operation, by the name that the network's description gives it; None if the images themselves
         are not finite, or everything is.
     """
-    if not bool(torch.isfinite(images).all()):
+    if not all(bool(torch.isfinite(part).all()) for part in parts(images)):
         return None
     for lower in (False, True):
         search = _Search(supernet.graph_module)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=lower):
-            search.run(images)
+        with torch.autocast(parts(images)[0].device.type, torch.bfloat16, enabled=lower):
+            search.run(*positional(supernet.graph_module.graph, images))
         if search.found is not None:
             return search.found.removeprefix(f"{ACTIVATION_QUANTIZERS}.")
     return None
@@ -53,6 +54,8 @@ class _Search(fx.Interpreter):
 
 def _finite(value: Any) -> bool:
     """Whether all numbers are finite; a split tensor is a tuple of tensors."""
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
     if isinstance(value, tuple | list):
         return all(map(_finite, value))
     return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
+from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages
-from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.network import NetworkDescription
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.inference import InferenceNetwork
+from eqdeploy.supernet.inputs import Inputs, batch_size, call, map_inputs, parts, split_evenly, to_inputs
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.workers import ALONE, Workers
 
@@ -95,7 +96,7 @@ class Evaluation:
 
     Attributes:
         float_correct: Images that the supernet's weights classify correctly without any quantization.
-        images: Number of images.
+        images: Number of images, or of labels where each image has a map of them.
         rows: One row for each width, granularity and symmetry of the space, in the space's order.
     """
 
@@ -120,13 +121,13 @@ class Evaluation:
 def evaluate_grid(
     supernet: Supernet,
     *,
-    calibration: Tensor,
+    calibration: Inputs,
     data: LabelledImages,
-    preprocessing: Preprocessing,
+    preprocessing: InputPreprocessing,
     batch_size: int = BATCH_SIZE,
     advance: Callable[[int], None] | None = None,
     workers: Workers = ALONE,
-    forward: Callable[[Tensor], Tensor] | None = None,
+    forward: Callable[[Inputs], Any] | None = None,
     forms: Sequence[UniformForm] | None = None,
 ) -> Evaluation:
     """Measure the float network and every uniform form of the supernet's space.
@@ -170,19 +171,19 @@ def evaluate_grid(
                 advance(min(workers.world_size, len(subnets) - first))
         supernet.deactivate()
     float_correct, *counts = workers.sum(counts)
-    rows = [EvaluationRow(*form, correct, len(data)) for form, correct in zip(forms, counts, strict=True)]
-    return Evaluation(float_correct=float_correct, images=len(data), rows=tuple(rows))
+    rows = [EvaluationRow(*form, correct, data.labels.size) for form, correct in zip(forms, counts, strict=True)]
+    return Evaluation(float_correct=float_correct, images=data.labels.size, rows=tuple(rows))
 
 
 @torch.no_grad()
 def calibrated_correct(
     model: nn.Module,
-    calibration: Tensor,
+    calibration: Inputs,
     data: LabelledImages,
-    preprocessing: Preprocessing,
+    preprocessing: InputPreprocessing,
     *,
     batch_size: int = BATCH_SIZE,
-    forward: Callable[[Tensor], Tensor] | None = None,
+    forward: Callable[[Inputs], Any] | None = None,
 ) -> int:
     """Calibrate BatchNorm for the active subnet and count the images that it classifies correctly.
 
@@ -196,32 +197,33 @@ def calibrated_correct(
         batch_size: Images of one forward pass.
         forward: Runs the model in evaluation mode; None to call it.
     """
-    forward = forward or model
     calibrate_batch_norm(model, even_batches(calibration, batch_size))
-    training, device = model.training, calibration.device
+    training, device = model.training, parts(calibration)[0].device
     model.eval()
     try:
         correct = 0
         for start in range(0, len(data), batch_size):
             rows = slice(start, start + batch_size)
-            images = torch.from_numpy(preprocessing.apply(data.images[rows])).to(device)
+            stored = to_inputs(preprocessing.apply(data.images[rows]))
+            images = map_inputs(lambda part: part.to(device), stored)
+            outputs = call(model, images) if forward is None else forward(images)
             labels = torch.from_numpy(data.labels[rows]).to(device)
-            correct += int((forward(images).argmax(dim=1) == labels).sum())
+            correct += int((outputs.argmax(dim=1) == labels).sum())
         return correct
     finally:
         model.train(training)
 
 
-def even_batches(images: Tensor, batch_size: int = BATCH_SIZE) -> list[Tensor]:
+def even_batches(images: Inputs, size: int = BATCH_SIZE) -> list[Inputs]:
     """Split images into batches of nearly equal size, so that no last batch is too small for statistics."""
-    return list(images.tensor_split(-(-len(images) // batch_size)))
+    return split_evenly(images, -(-batch_size(images) // size))
 
 
 def _counter(
     supernet: Supernet,
-    images: tuple[Tensor, LabelledImages, Preprocessing],
+    images: tuple[Inputs, LabelledImages, InputPreprocessing],
     batch_size: int,
-    forward: Callable[[Tensor], Tensor] | None,
+    forward: Callable[[Inputs], Any] | None,
 ) -> Callable[[SubnetConfig | None], int]:
     """What counts the correct images of a subnet, of the float network for None."""
     if forward is None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eqdeploy.progress import Progress
+from eqdeploy.supernet.inputs import Inputs, call, map_inputs, parts
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.compiled import CompiledSupernet, compiler_available
+from eqdeploy.training.objective import map_outputs
 from eqdeploy.training.settings import ExecutionSettings, Precision
 
-#: Computes logits, (N, classes) float32, of the active subnet for images, (N, C, H, W) float32.
-Forward = Callable[[Tensor], Tensor]
+#: Computes logits, (N, classes) float32, or other outputs of the active subnet for images, (N, C, H, W) float32, or
+#: other inputs.
+Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,20 @@ def prepare(supernet: Supernet, settings: ExecutionSettings, progress: Progress)
     lower = settings.precision is Precision.BFLOAT16
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
 
-    def laid_out(images: Tensor) -> Tensor:
-        return run(images.contiguous(memory_format=layout) if images.ndim == 4 else images)
+    def laid_out(images: Inputs) -> Any:
+        laid = map_inputs(lambda part: part.contiguous(memory_format=layout) if part.ndim == 4 else part, images)
+        return call(run, laid) if run is supernet else run(laid)
 
-    def train(images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=lower):
-            return laid_out(images).float()
+    def train(images: Inputs) -> Any:
+        with torch.autocast(parts(images)[0].device.type, torch.bfloat16, enabled=lower):
+            return map_outputs(_as_float32, laid_out(images))
 
     return Execution(train=train, evaluate=None if run is supernet else laid_out)
+
+
+def _as_float32(output: Tensor) -> Tensor:
+    """What came out in lower precision as float32; integers as they are."""
+    return output.float() if output.is_floating_point() else output
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 
     gradient's size independent of the temperature. The teacher receives no gradient.
 
     Args:
-        student: Logits, ``(images, classes)``.
+        student: Logits, ``(images, classes)``, or ``(images, classes, …)`` for maps, of which every place counts alike.
         teacher: Logits, the same shape.
         temperature: Positive; larger values soften both distributions.
 
@@ -105,32 +105,5 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 
         reduction="batchmean",
         log_target=True,
     )
-    return divergence * temperature**2
-
-
-def guided_loss(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    *,
-    weight: float,
-    temperature: float,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Loss of a subnet that a better one guides (Eq. 8): ``λ · distillation + (1 − λ) · cross entropy``.
-
-    The best subnet of a step has no teacher; its loss is the cross entropy alone (Eq. 7).
-
-    Args:
-        student: Logits, ``(images, classes)``.
-        teacher: Logits of the next better subnet on the same images; detached here.
-        labels: Class indices, int64, ``(images,)``.
-        weight: λ, between 0 and 1.
-        temperature: See :func:`distillation_loss`.
-        label_smoothing: Share of every label that is spread over all classes.
-
-    Returns:
-        Scalar, in nats per image.
-    """
-    hard = functional.cross_entropy(student, labels, label_smoothing=label_smoothing)
-    return weight * distillation_loss(student, teacher, temperature=temperature) + (1 - weight) * hard
+    places = student[0, 0].numel()
+    return divergence * temperature**2 if places == 1 else divergence * temperature**2 / places

@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages
-from eqdeploy.data.preprocessing import Preprocessing
-from eqdeploy.errors import ProfileError, UnsupportedOperationError, UsageError
+from eqdeploy.errors import UsageError
 from eqdeploy.quant.elastic_quantizer import ElasticQuantizer
+from eqdeploy.supernet.inputs import call, to_inputs
+from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.config import TrainingConfig
 from eqdeploy.training.float_weights import load_float_weights
+from eqdeploy.training.objective import Objective, load_loss, make_objective
 from eqdeploy.training.optimizer import first_not_finite
+from eqdeploy.training.settings import Guidance
 from eqdeploy.zoo import build
 
 
@@ -39,35 +43,66 @@ def make_model(config: TrainingConfig, model: nn.Module | None) -> nn.Module:
     return model
 
 
-def make_supernet(
-    config: TrainingConfig, model: nn.Module, preprocessing: Preprocessing, data: LabelledImages
-) -> Supernet:
-    """Convert the float model, and check that it fits the data.
+def make_supernet(config: TrainingConfig, model: nn.Module, preprocessing: InputPreprocessing) -> Supernet:
+    """Convert the float model, and check that it can be trained.
 
     Raises:
-        UnsupportedOperationError: If the model cannot be converted, or returns something else than one tensor.
+        UnsupportedOperationError: If the model cannot be converted.
         UsageError: If a parameter is not finite, or the float network is to be trained and all are frozen.
-        ProfileError: If the network's output does not fit the data.
     """
-    supernet = Supernet.from_float(model, torch.zeros((2, *preprocessing.shape)), config.space.to_space())
-    supernet.eval()
-    with torch.no_grad():
-        output: object = supernet(torch.zeros((2, *preprocessing.shape)))
-    where = f"model: {config.model.architecture or type(model).__name__}"
-    if not isinstance(output, Tensor):
-        raise UnsupportedOperationError(
-            f"the network returns a {type(output).__name__}, not one tensor of scores",
-            where=where,
-            hint="wrap it in a module that returns the scores",
-        )
-    if output.ndim != 2 or output.shape[1] != len(data.classes):
-        raise ProfileError(
-            f"the network returns {tuple(output.shape[1:])} for an image, the data have {len(data.classes)} classes",
-            where=where,
-            hint="set the number of classes in model.arguments",
-        )
-    _require_trainable(config, supernet, where)
+    example = to_inputs(preprocessing.example(2))
+    supernet = Supernet.from_float(model, example, config.space.to_space())
+    _require_trainable(config, supernet, _where(config, model))
     return supernet
+
+
+def find_objective(
+    config: TrainingConfig,
+    model: nn.Module,
+    supernet: Supernet,
+    preprocessing: InputPreprocessing,
+    data: LabelledImages,
+    *,
+    run_code: bool,
+) -> Objective:
+    """Find out what a supernet is trained for with some data.
+
+    Args:
+        config: Names the loss, if there is one.
+        model: The float model, for messages.
+        supernet: On the processor.
+        preprocessing: What it reads.
+        data: Training samples.
+        run_code: Whether the loss may be imported.
+
+    Raises:
+        UsageError: If the loss may not be run or does not exist, or there is nothing to train with.
+        ProfileError: If the network's output does not fit the labels.
+    """
+    loss = None if config.loss is None else (config.loss, load_loss(config.loss, run_code=run_code))
+    with torch.no_grad(), evaluation_mode(supernet):
+        outputs: object = call(supernet, to_inputs(preprocessing.example(2)))
+    trains_float = config.float_training.epochs > 0 and config.model.supernet is None
+    objective = make_objective(outputs, data, loss=loss, trains_float=trains_float, where=_where(config, model))
+    if not objective.has_labels:
+        if config.model.supernet is not None:
+            raise UsageError(
+                "the data have no labels, and a run that goes on with a supernet has no float network to learn from",
+                where=data.source,
+                hint="store an array 'labels', or start from float weights (--weights)",
+            )
+        if config.distillation.guidance is Guidance.LABELS:
+            raise UsageError(
+                "the data have no labels, which distillation.guidance asks for",
+                where=data.source,
+                hint="set distillation.guidance to progressive or float",
+            )
+    return objective
+
+
+def _where(config: TrainingConfig, model: nn.Module) -> str:
+    """The model, for messages."""
+    return f"model: {config.model.architecture or type(model).__name__}"
 
 
 def _require_trainable(config: TrainingConfig, supernet: Supernet, where: str) -> None:

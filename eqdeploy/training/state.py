@@ -55,7 +55,8 @@ class Position:
         phase: The phase that is running.
         step: Optimizer steps of that phase that are done.
         log_lines: Lines of the training log that belong to those steps.
-        float_accuracy: Accuracy of the float network when the float phase ended, None before that.
+        float_accuracy: Accuracy of the float network when the float phase ended, None before that and where there is
+            none.
     """
 
     phase: Phase
@@ -249,7 +250,7 @@ def _read_document(text: str | None, path: Path) -> tuple[Position, Mapping[str,
         if any(type(count) is not int or count < 0 for count in (step, log_lines)):
             raise ValueError
         phase = Phase(position["phase"])
-        if not isinstance(accuracy, float if phase is Phase.SUPERNET else float | None):
+        if not isinstance(accuracy, float | None):
             raise TypeError
         checksums = dict(document.get("checksums", {}))
         return Position(phase, step, log_lines, accuracy), dict(configuration), checksums

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from eqdeploy.errors import TrainingError
 from eqdeploy.subnet import SubnetConfig
@@ -16,16 +16,23 @@ from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.batches import Batch
 from eqdeploy.training.diagnosis import first_output_not_finite
 from eqdeploy.training.execution import Forward
-from eqdeploy.training.losses import DistributionTerms, distribution_terms, guided_loss
+from eqdeploy.training.losses import DistributionTerms, distribution_terms
+from eqdeploy.training.objective import CLASSES, Objective, map_outputs
 from eqdeploy.training.observer import FLOAT, BatchMeasurements
 from eqdeploy.training.optimizer import DIVERGENCE_HINT, first_not_finite
 from eqdeploy.training.settings import DistillationSettings, DistributionSettings, Guidance
 
 
 def float_gradients(
-    supernet: Supernet, forward: Forward, batch: Batch, *, label_smoothing: float = 0.0, step: int
+    supernet: Supernet,
+    forward: Forward,
+    batch: Batch,
+    *,
+    label_smoothing: float = 0.0,
+    step: int,
+    objective: Objective = CLASSES,
 ) -> BatchMeasurements:
-    """Add the gradients of the float network's cross entropy.
+    """Add the gradients of the float network's loss, the cross entropy as a rule.
 
     Args:
         supernet: In training mode, deactivated.
@@ -33,18 +40,20 @@ def float_gradients(
         batch: Images and labels.
         label_smoothing: Share of every label that is spread over all classes.
         step: Index of the step, for messages.
+        objective: What the loss is; has labels.
 
     Returns:
-        Loss and accuracy.
+        Loss and, where there are classes, accuracy.
 
     Raises:
         TrainingError: If the loss is not finite; gradients are then unchanged.
     """
-    logits = forward(batch.images)
-    loss = functional.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    value, accuracy = _loss_and_accuracy(loss, logits, batch.labels)
+    outputs = forward(batch.images)
+    loss = objective.supervised(outputs, batch.labels, label_smoothing=label_smoothing)
+    assert loss is not None  # refused before training
+    value, accuracy = _loss_and_accuracy(loss, objective.correct(outputs, batch.labels), batch.labels)
     _backward(loss, value, supernet, batch, step=step, of=FLOAT)
-    return BatchMeasurements({FLOAT: value}, {FLOAT: accuracy}, {})
+    return BatchMeasurements({FLOAT: value}, {} if accuracy is None else {FLOAT: accuracy}, {})
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class SandwichStep:
         distillation: Who guides the subnets, and how strongly.
         weight_distribution: Weights and target of WDR.
         label_smoothing: Share of every label that is spread over all classes.
-        teacher: Logits of the float network for images, where it is the guide.
+        teacher: The float network, where it is the guide, or where there are no labels.
+        objective: What the losses are.
     """
 
     supernet: Supernet
@@ -66,6 +76,7 @@ class SandwichStep:
     weight_distribution: DistributionSettings
     label_smoothing: float = 0.0
     teacher: Forward | None = None
+    objective: Objective = CLASSES
 
     def gradients(self, batch: Batch, subnets: Mapping[str, SubnetConfig], *, step: int) -> BatchMeasurements:
         """Add all gradients; every loss is propagated back at once, so that only one graph is in memory.
@@ -88,12 +99,15 @@ class SandwichStep:
         teacher = None if self.teacher is None else self.teacher(batch.images)
         for name, subnet in subnets.items():
             self.supernet.activate(subnet)
-            logits = self.forward(batch.images)
-            loss = self._loss(logits, teacher, batch.labels)
-            losses[name], accuracies[name] = _loss_and_accuracy(loss, logits, batch.labels)
+            outputs = self.forward(batch.images)
+            loss = self._loss(outputs, teacher, batch.labels)
+            correct = self.objective.correct(outputs, batch.labels)
+            losses[name], accuracy = _loss_and_accuracy(loss, correct, batch.labels)
+            if accuracy is not None:
+                accuracies[name] = accuracy
             _backward(loss, losses[name], self.supernet, batch, step=step, of=f"{name} subnet")
             if self.distillation.guidance is Guidance.PROGRESSIVE:
-                teacher = logits.detach()
+                teacher = map_outputs(Tensor.detach, outputs)
         return BatchMeasurements(
             losses, accuracies, {"skewness": terms.skewness.item(), "kurtosis": terms.kurtosis.item()}
         )
@@ -109,26 +123,26 @@ class SandwichStep:
             _backward(loss, loss.item(), self.supernet, None, step=step, of="weight distribution")
         return terms
 
-    def _loss(self, logits: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """Loss of one subnet; the first of the progressive chain has no teacher."""
+    def _loss(self, outputs: Any, teacher: Any, labels: Tensor) -> Tensor:
+        """Loss of one subnet (Eq. 7 and 8); the first of the progressive chain has no teacher, as a rule."""
+        smoothing = self.label_smoothing
         if teacher is None:
-            return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return guided_loss(
-            logits,
-            teacher,
-            labels,
-            weight=self.distillation.weight,
-            temperature=self.distillation.temperature,
-            label_smoothing=self.label_smoothing,
+            hard = self.objective.supervised(outputs, labels, label_smoothing=smoothing)
+            assert hard is not None  # without labels there is a teacher
+            return hard
+        weight, temperature = self.distillation.weight, self.distillation.temperature
+        return self.objective.guided(
+            outputs, teacher, labels, weight=weight, temperature=temperature, label_smoothing=smoothing
         )
 
 
 @torch.no_grad()
-def _loss_and_accuracy(loss: Tensor, logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Fetch a loss and the share of correct images together: a GPU is waited for once."""
-    correct = (logits.argmax(dim=1) == labels).sum()
+def _loss_and_accuracy(loss: Tensor, correct: Tensor | None, labels: Tensor) -> tuple[float, float | None]:
+    """Fetch a loss and the share of correct labels together: a GPU is waited for once."""
+    if correct is None:
+        return loss.item(), None
     value, count = torch.stack((loss, correct.to(loss.dtype))).tolist()
-    return value, count / len(labels)
+    return value, count / labels.numel()
 
 
 def _backward(loss: Tensor, value: float, supernet: Supernet, batch: Batch | None, *, step: int, of: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from eqdeploy.data.labelled import LabelledImages
 from eqdeploy.progress import Progress
 from eqdeploy.training.config import TrainingConfig
 from eqdeploy.training.execution import Forward, prepare
@@ -21,7 +20,6 @@ def make_teacher(
     config: TrainingConfig,
     model: nn.Module,
     weights: Path,
-    data: LabelledImages,
     device: torch.device,
     progress: Progress,
     workers: Workers,
@@ -32,7 +30,6 @@ def make_teacher(
         config: Of the run.
         model: Its float model; is copied.
         weights: The trained weights, which the first process reads.
-        data: Training images.
         device: Where to compute.
         progress: Listener.
         workers: The processes; all of them make this call.
@@ -45,7 +42,7 @@ def make_teacher(
         model = copy.deepcopy(model)
         if workers.is_main:
             load_float_weights(model, weights)
-        teacher = make_supernet(config, model, config.preprocessing.to_preprocessing(), data).to(device)
+        teacher = make_supernet(config, model, config.preprocessing.to_preprocessing()).to(device)
     workers.broadcast(teacher)
     run = prepare(teacher, config.execution.model_copy(update={"compile": False}), progress).train
     return torch.no_grad()(run)

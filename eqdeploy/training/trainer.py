@@ -12,11 +12,13 @@ from torch import nn
 from eqdeploy.data.augmentation import Augmentation
 from eqdeploy.data.labelled import spread_indices
 from eqdeploy.data.options import LoadOptions
-from eqdeploy.data.references import load_data
+from eqdeploy.data.preprocessing import Preprocessing
+from eqdeploy.data.references import load_images
 from eqdeploy.errors import DataError, UsageError
 from eqdeploy.progress import Progress, SilentProgress
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
+from eqdeploy.supernet.inputs import batch_size, map_inputs
 from eqdeploy.training.average import ParameterAverage
 from eqdeploy.training.batches import Batch, TrainingBatches, augmented_images, derive_seed, seeded_generator
 from eqdeploy.training.config import TrainingConfig
@@ -24,7 +26,7 @@ from eqdeploy.training.evaluate import Evaluation, UniformForm, calibrated_corre
 from eqdeploy.training.execution import Forward, computing, prepare
 from eqdeploy.training.float_weights import save_float_weights
 from eqdeploy.training.log import Log, open_log
-from eqdeploy.training.model import make_model, make_supernet
+from eqdeploy.training.model import find_objective, make_model, make_supernet
 from eqdeploy.training.observer import BatchMeasurements, GridMeasurements, Observers, TrainingObserver
 from eqdeploy.training.optimizer import make_optimizer, require_finite_parameters
 from eqdeploy.training.phase import Gradients, PhaseLoop, copy_weights, make_average
@@ -54,6 +56,7 @@ def train(
     float_only: bool = False,
     model: nn.Module | None = None,
     run_code: bool = False,
+    run_loss: bool = False,
     progress: Progress | None = None,
     observers: Sequence[TrainingObserver] = (),
     workers: Workers = ALONE,
@@ -71,6 +74,7 @@ def train(
         float_only: Stop when the float network is trained.
         model: A float model that takes the place of the configuration's.
         run_code: Whether a data reference ``module:function`` may be imported and called.
+        run_loss: Whether the loss that the configuration names may be imported and called.
         progress: Who listens; to the first process only.
         observers: Who is told every measurement; of the first process only.
         workers: The processes that train together, from :func:`eqdeploy.training.workers.join_workers`; all of them
@@ -104,7 +108,7 @@ def train(
                 if not overwrite and not (resume and files.state.exists()):
                     files.refuse_overwriting()
             options = LoadOptions(config.data_errors, config.data_cache, run_code=run_code, progress=progress)
-            run = _Run(config, files, model, options, progress, observers, workers)
+            run = _Run(config, files, model, options, progress, observers, workers, run_loss=run_loss)
         return run.train(resume=resume, float_only=float_only)
 
 
@@ -120,6 +124,8 @@ class _Run:
         progress: Progress,
         observers: Sequence[TrainingObserver],
         workers: Workers,
+        *,
+        run_loss: bool,
     ) -> None:
         self.config = config
         self.files = files
@@ -130,10 +136,12 @@ class _Run:
         self.preprocessing = config.preprocessing.to_preprocessing()
         self.augmentation = Augmentation(**dict(config.augmentation))
         # As large as the augmentation crops from; held-out images as large as the network reads.
-        stored = self.augmentation.stored(self.preprocessing)
-        self.train_data = load_data(config.data, split="train", preprocessing=stored, options=options)
-        self.test_data = load_data(config.data, split="test", preprocessing=self.preprocessing, options=options)
-        if self.train_data.classes != self.test_data.classes:
+        stored = self.preprocessing
+        if isinstance(stored, Preprocessing):
+            stored = self.augmentation.stored(stored)
+        self.train_data = load_images(config.data, split="train", preprocessing=stored, options=options)
+        self.test_data = load_images(config.data, split="test", preprocessing=self.preprocessing, options=options)
+        if self.test_data.classes and self.train_data.classes != self.test_data.classes:
             raise DataError("training and held-out images have different classes", where=config.data)
         if self.train_data.digest == self.test_data.digest:
             progress.note("the held-out images are the training images: accuracies will look better than they are")
@@ -141,7 +149,11 @@ class _Run:
         phases = {Phase.FLOAT: config.float_training, Phase.SUPERNET: config.supernet_training}
         self.batches = {phase: self._batches(phase, settings) for phase, settings in phases.items()}
         self.model = make_model(config, model)
-        self.supernet = make_supernet(config, self.model, self.preprocessing, self.train_data).to(self.device)
+        self.supernet = make_supernet(config, self.model, self.preprocessing)
+        self.objective = find_objective(
+            config, self.model, self.supernet, self.preprocessing, self.train_data, run_code=run_loss
+        )
+        self.supernet.to(self.device)
         self.start = read_start(config, self.model, self.supernet.network)
         self.execution = prepare(self.supernet, config.execution, progress)
         self.generators = {
@@ -149,13 +161,14 @@ class _Run:
             "augmentation": seeded_generator(config.seed, _AUGMENTATION),
             "global": torch.default_generator,  # dropout and stochastic depth draw from it
         }
-        self.calibration = augmented_images(
+        calibration = augmented_images(
             self.train_data,
             self.preprocessing,
             self.augmentation,
             count=config.calibration.batch_norm_images,
             generator=seeded_generator(config.seed, _CALIBRATION),
-        ).to(self.device)
+        )
+        self.calibration = map_inputs(lambda part: part.to(self.device), calibration)
 
     def train(self, *, resume: bool, float_only: bool) -> TrainingResult:
         """Run both phases from the start or from the saved state, evaluate, write the result."""
@@ -179,12 +192,12 @@ class _Run:
                 after_float = state
             if not float_only:
                 position = self._train_supernet(position, after_float, log)
-                evaluation = self._evaluate()
-                log.write({"phase": "evaluation", **evaluation.to_json()})
-                self._tell_final(Phase.SUPERNET, self.config.supernet_training, evaluation)
-        assert position.float_accuracy is not None
+                if self._has_accuracy:
+                    evaluation = self._evaluate()
+                    log.write({"phase": "evaluation", **evaluation.to_json()})
+                    self._tell_final(Phase.SUPERNET, self.config.supernet_training, evaluation)
         with self.workers.together():
-            if evaluation is not None and self.workers.is_main:
+            if not float_only and self.workers.is_main:
                 write_checkpoint(
                     self.supernet,
                     self.files.checkpoint,
@@ -197,11 +210,11 @@ class _Run:
                 )
                 self.files.remove_state()
         return TrainingResult(
-            checkpoint=None if evaluation is None else self.files.checkpoint,
+            checkpoint=None if float_only else self.files.checkpoint,
             float_weights=self._float_weights(),
             log=self.files.log,
             float_accuracy=position.float_accuracy,
-            images=len(self.test_data),
+            images=self.test_data.labels.size,
             evaluation=evaluation,
             resumed_at=state.position if state else None,
         )
@@ -224,8 +237,10 @@ class _Run:
         self.supernet.deactivate()
 
         def gradients(batch: Batch, step: int) -> BatchMeasurements:
-            smoothing = settings.label_smoothing
-            return float_gradients(self.supernet, self.execution.train, batch, label_smoothing=smoothing, step=step)
+            smoothing, objective = settings.label_smoothing, self.objective
+            return float_gradients(
+                self.supernet, self.execution.train, batch, label_smoothing=smoothing, step=step, objective=objective
+            )
 
         self._run_phase(position, settings, gradients, state, log)
 
@@ -234,23 +249,42 @@ class _Run:
         if self.start.supernet is not None:
             self.start.adopt(self.supernet)
         self.supernet.deactivate()
-        correct = calibrated_correct(
-            self.supernet,
-            self.calibration,
-            self.test_data,
-            self.preprocessing,
-            forward=self.execution.evaluate,
-        )
-        accuracy = correct / len(self.test_data)
-        log.write({"phase": "float_evaluation", "correct": correct, "images": len(self.test_data)})
-        self.progress.note(f"float accuracy {accuracy:.2%}")
-        self._tell_final(Phase.FLOAT, self.config.float_training, Evaluation(correct, len(self.test_data), ()))
+        accuracy = self._measure_float(log) if self._has_accuracy else None
+        if accuracy is None:
+            self.progress.note(f"accuracy is not measured: {self._why_no_accuracy()}")
         if self.start.supernet is None:
             self._initialize()
-        position = Position(Phase.SUPERNET, 0, log.lines, self.start.float_accuracy(accuracy))
+        float_accuracy = None if accuracy is None else self.start.float_accuracy(accuracy)
+        position = Position(Phase.SUPERNET, 0, log.lines, float_accuracy)
         supernet, settings = self.supernet, self.config.supernet_training
         self._save(position, make_optimizer(supernet, settings), make_average(supernet, settings), log)
         return position
+
+    def _measure_float(self, log: Log) -> float:
+        """Accuracy of the float network."""
+        correct, labels = self._count_correct(), self.test_data.labels.size
+        log.write({"phase": "float_evaluation", "correct": correct, "images": labels})
+        self.progress.note(f"float accuracy {correct / labels:.2%}")
+        self._tell_final(Phase.FLOAT, self.config.float_training, Evaluation(correct, labels, ()))
+        return correct / labels
+
+    def _count_correct(self) -> int:
+        """Held-out labels that the active network finds, with BatchNorm calibrated for it."""
+        forward = self.execution.evaluate
+        return calibrated_correct(self.supernet, self.calibration, self.test_data, self.preprocessing, forward=forward)
+
+    @property
+    def _has_accuracy(self) -> bool:
+        """Whether the held-out samples have classes that the network gives scores of."""
+        return self.objective.classifies and self.objective.has_labels and self.test_data.is_labelled
+
+    def _why_no_accuracy(self) -> str:
+        """Why there is none, in words."""
+        if not self.objective.has_labels:
+            return "the data have no labels, and the subnets learn from the float network's outputs alone"
+        if self.objective.classifies:
+            return "the held-out samples have no labels"
+        return "the labels name no classes of the network's output"
 
     def _initialize(self) -> None:
         """Write the float network and give every form its first scale."""
@@ -259,8 +293,8 @@ class _Run:
         fold_batch_norms(self.supernet)
         with self.progress.stage("initializing scales"):
             # Spread, not the first ones: stored images are often sorted by class.
-            rows = spread_indices(len(self.calibration), self.config.calibration.initialization_images)
-            self.supernet.initialize(self.calibration[torch.from_numpy(rows)])
+            rows = spread_indices(batch_size(self.calibration), self.config.calibration.initialization_images)
+            self.supernet.initialize(map_inputs(lambda part: part[torch.from_numpy(rows)], self.calibration))
 
     def _train_supernet(self, position: Position, state: TrainingState | None, log: Log) -> Position:
         """Train all forms together."""
@@ -271,7 +305,8 @@ class _Run:
             distillation,
             self.config.weight_distribution,
             settings.label_smoothing,
-            self._teacher() if distillation.guidance is Guidance.FLOAT else None,
+            self._teacher() if distillation.guidance is Guidance.FLOAT or not self.objective.has_labels else None,
+            self.objective,
         )
 
         def gradients(batch: Batch, step: int) -> BatchMeasurements:
@@ -307,7 +342,7 @@ class _Run:
             gradients=gradients,
             generators=self.generators,
             dropout_seed=derive_seed(self.config.seed, _DROPOUT, _number(position.phase)),
-            evaluation_epochs=self.config.evaluation_epochs if position.phase is Phase.SUPERNET else (),
+            evaluation_epochs=self._evaluation_epochs(position.phase),
             evaluate=self._evaluate,
             save=save,
             save_interval=self.config.checkpoint_interval_steps,
@@ -317,6 +352,10 @@ class _Run:
             workers=self.workers,
         )
         return loop.run(position, state)
+
+    def _evaluation_epochs(self, phase: Phase) -> tuple[int, ...]:
+        """Epochs after which the grid is measured."""
+        return self.config.evaluation_epochs if phase is Phase.SUPERNET and self._has_accuracy else ()
 
     def _batches(self, phase: Phase, settings: OptimizationSettings) -> TrainingBatches:
         """This process's share of the batches of a phase."""
@@ -335,8 +374,8 @@ class _Run:
 
     def _teacher(self) -> Forward:
         """The float network that the supernet started from."""
-        weights, data = self.files.float_weights, self.train_data
-        return make_teacher(self.config, self.model, weights, data, self.device, self.progress, self.workers)
+        weights = self.files.float_weights
+        return make_teacher(self.config, self.model, weights, self.device, self.progress, self.workers)
 
     def _save(
         self,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from eqdeploy.errors import AccuracyError, DataError
 from eqdeploy.progress import Progress, SilentProgress
 from eqdeploy.quantized_model import QuantizedModel
+from eqdeploy.supernet.inputs import call, to_inputs
 from eqdeploy.supernet.shapes import tensors_in
 from eqdeploy.validation.decisions import decisions
 from eqdeploy.validation.reference.integer import IntegerReference
@@ -32,13 +33,15 @@ class Accuracy:
 
     Attributes:
         name: What was evaluated.
-        correct: Number of images whose top-1 class is the label.
-        images: Number of images.
+        correct: Number of labels that are the top-1 class.
+        images: Number of labels: one for each image, or for each place of a map, such as a pixel.
+        noun: What is counted.
     """
 
     name: str
     correct: int
     images: int
+    noun: str = "images"
 
     @property
     def fraction(self) -> float:
@@ -86,35 +89,55 @@ def measure_accuracy(
     name: str,
     classifier: Classifier,
     images: NDArray[Any],
-    labels: NDArray[np.integer[Any]],
+    labels: NDArray[Any],
     *,
+    noun: str = "images",
     progress: Progress | None = None,
 ) -> Accuracy:
     """Count the images whose top-1 class is the label.
 
     Args:
         name: What is evaluated.
-        classifier: Returns logits of shape (N, classes), or anything that flattens to it.
+        classifier: Returns logits of shape (N, classes) or (N, classes, 1, …), or (N, classes, …) where each image has
+            a map of labels (N, …).
         images: What the classifier takes, shape (N, …), at least one.
-        labels: Integers, shape (N,).
+        labels: Integers, shape (N,), or (N, …) for maps.
+        noun: What one calls the images.
         progress: Listener.
 
     Raises:
         DataError: If images and labels do not belong together, or the logits are not one row per image with a
             finite number for every class.
     """
-    if labels.shape != (len(images),) or len(images) == 0:
+    if labels.shape[:1] != (len(images),) or len(images) == 0:
         raise DataError(f"{len(images)} images and labels of shape {labels.shape} do not belong together", where=name)
-    return Accuracy(
-        name, int((decide(name, classifier, images, labels, progress=progress) == labels).sum()), len(images)
-    )
+    correct = int((decide(name, classifier, images, labels, progress=progress) == labels).sum())
+    return Accuracy(name, correct, labels.size, noun_of_labels(labels, noun))
+
+
+def noun_of_labels(labels: NDArray[Any], noun: str) -> str:
+    """What is counted: images, or whatever one calls them, or the labels where each of them has a map."""
+    return noun if labels.ndim == 1 else "labels"
+
+
+def scores_fit(outputs: NDArray[Any], labels: NDArray[Any]) -> bool:
+    """Whether an output holds scores of classes for every label, whatever the number of classes.
+
+    Args:
+        outputs: (N, classes, …).
+        labels: (N,), or (N, …) for maps.
+    """
+    if outputs.ndim < 2:
+        return False
+    places = outputs.shape[2:]
+    return places == labels.shape[1:] or (labels.ndim == 1 and all(size == 1 for size in places))
 
 
 def decide(
     name: str,
     classifier: Classifier,
     images: NDArray[Any],
-    labels: NDArray[np.integer[Any]] | None = None,
+    labels: NDArray[Any] | None = None,
     *,
     progress: Progress | None = None,
 ) -> NDArray[np.int32]:
@@ -122,19 +145,17 @@ def decide(
 
     Args:
         name: What is evaluated.
-        classifier: Returns outputs of shape (N, classes) or (N, classes, …); with labels, anything that flattens to
-            one row for each image.
+        classifier: Returns outputs of shape (N, classes) or (N, classes, …); with labels, scores for each of them.
         images: What the classifier takes, shape (N, …), at least one.
-        labels: Integers, shape (N,), for which there must be a class each; None if there are none.
+        labels: Integers, shape (N,) or (N, …), for which there must be a class each; None if there are none.
         progress: Listener.
 
     Returns:
-        int32, shape (N,): the class of each image; without labels also (N, …): the class of each pixel. An output
-        without an axis of classes makes no decisions.
+        int32, shape (N,): the class of each image; for maps (N, …): the class of each pixel. An output without an axis
+        of classes makes no decisions.
 
     Raises:
-        DataError: If the outputs are not finite, or with labels are not one row per image with a number for every
-            class.
+        DataError: If the outputs are not finite, or with labels are not a score of every class for each of them.
     """
     listener = progress or SilentProgress()
     parts: list[NDArray[np.int32]] = []
@@ -143,9 +164,11 @@ def decide(
             batch = images[start : start + BATCH_IMAGES]
             outputs = np.asarray(classifier(batch))
             if labels is not None:
-                outputs = outputs.reshape(len(outputs), -1) if outputs.ndim > 2 else outputs
-                most = int(labels[start : start + BATCH_IMAGES].max())
-                if outputs.ndim != 2 or len(outputs) != len(batch) or outputs.shape[1] <= most:
+                wanted = labels[start : start + BATCH_IMAGES]
+                fits = scores_fit(outputs, wanted)
+                if fits and labels.ndim == 1:
+                    outputs = outputs.reshape(len(outputs), -1)
+                if not fits or len(outputs) != len(batch) or outputs.shape[1] <= int(wanted.max()):
                     raise DataError(
                         f"the network returns {outputs.shape} for {len(batch)} images with labels up to "
                         f"{int(labels.max())}",
@@ -161,8 +184,8 @@ def decide(
     return np.concatenate(parts)
 
 
-def torch_classifier(module: Callable[[torch.Tensor], Any]) -> Classifier:
-    """Use the first output of a torch module or function as a classifier.
+def torch_classifier(module: Callable[..., Any]) -> Classifier:
+    """Use the first output of a torch module, or of a function of its inputs, as a classifier.
 
     A module is evaluated in evaluation mode and left as it was.
     """
@@ -173,7 +196,9 @@ def torch_classifier(module: Callable[[torch.Tensor], Any]) -> Classifier:
             module.eval()
         try:
             with torch.inference_mode():
-                outputs = tensors_in(module(torch.from_numpy(np.ascontiguousarray(images))))
+                inputs = to_inputs(images if images.dtype.names else np.ascontiguousarray(images))
+                is_module = isinstance(module, torch.nn.Module)
+                outputs = tensors_in(call(module, inputs) if is_module else module(inputs))
         finally:
             if isinstance(module, torch.nn.Module):
                 module.train(was_training)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqdeploy.validation.accuracy import Accuracy
+from eqdeploy.validation.accuracy import Accuracy, noun_of_labels
 from eqdeploy.validation.decisions import SIGNIFICANCE, Agreement, binomial_tail
 
 
@@ -21,22 +21,27 @@ class Answers:
         name: The network.
         decisions: Integers, shape (N,): the class of each image; or (N, …): of each pixel of a map. Empty if the
             network's output has no axis of classes.
-        labels: Integers, shape (N,); None if the images have none.
+        labels: Integers, shape (N,), or (N, …) for maps; None if the images have none.
+        noun: What one calls the images.
     """
 
     name: str
     decisions: NDArray[np.integer[Any]]
     labels: NDArray[np.integer[Any]] | None
+    noun: str = "images"
 
     @property
     def correct(self) -> NDArray[np.bool_] | None:
-        """Which images are decided as labelled, shape (N,); None without labels."""
+        """Which images are decided as labelled, the shape of the labels; None without labels."""
         return None if self.labels is None else np.asarray(self.decisions == self.labels)
 
     @property
     def accuracy(self) -> Accuracy | None:
         """Top-1 accuracy, None without labels."""
-        return None if self.correct is None else Accuracy(self.name, int(self.correct.sum()), len(self.correct))
+        correct = self.correct
+        if correct is None:
+            return None
+        return Accuracy(self.name, int(correct.sum()), correct.size, noun_of_labels(correct, self.noun))
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class ExportDrop:
     """Accuracy that the exported model lost against the simulated subnet, image by image.
 
     Attributes:
-        images: Number of images.
+        images: Number of images, or of labels of their maps.
         lost: Images that only the simulated subnet decides rightly.
         gained: Images that only the exported model decides rightly.
         allowed: Loss that is accepted whatever chance says, a fraction between 0 and 1.
@@ -119,4 +124,4 @@ def compare_accuracy(simulated: Answers, exported: Answers, allowed: float) -> E
     before, after = simulated.correct, exported.correct
     if before is None or after is None:
         return None
-    return ExportDrop(len(after), int((before & ~after).sum()), int((after & ~before).sum()), allowed)
+    return ExportDrop(after.size, int((before & ~after).sum()), int((after & ~before).sum()), allowed)

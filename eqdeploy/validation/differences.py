@@ -117,7 +117,7 @@ class Examiner:
 
     def compare(
         self,
-        images: NDArray[np.float32],
+        images: NDArray[Any],
         expected: Mapping[str, NDArray[Any]],
         observed: Mapping[str, NDArray[Any]],
         float_operations: Collection[str],
@@ -171,7 +171,7 @@ class Examiner:
 
     def output_is_explained(
         self,
-        images: NDArray[np.float32],
+        images: NDArray[Any],
         name: str,
         observed: Mapping[str, NDArray[Any]],
         output: NDArray[Any],
@@ -261,7 +261,7 @@ class Examiner:
 class _Batch:
     """Some images, the runtime's codes for them, and the exact arithmetic to hold them against."""
 
-    images: NDArray[np.float32]
+    images: NDArray[Any]
     observed: Mapping[str, NDArray[Any]]
     walk: Walk[ExactValue]
 

@@ -25,7 +25,7 @@ from eqdeploy.validation.reference.integer import ReferenceResult
 _WORST = 3
 
 #: Values of the float network by tensor name, for preprocessed images and the names that are wanted.
-FloatTensors = Callable[[NDArray[np.float32], Collection[str]], Mapping[str, NDArray[np.float32]]]
+FloatTensors = Callable[[NDArray[Any], Collection[str]], Mapping[str, NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,11 @@ class DistanceMeter:
     images: int = 0
     _sums: dict[str, _Sums] = field(default_factory=dict)
 
-    def add(self, images: NDArray[np.float32], found: ReferenceResult) -> None:
+    def add(self, images: NDArray[Any], found: ReferenceResult) -> None:
         """Compare one batch.
 
         Args:
-            images: Preprocessed, float32, shape (N, …).
+            images: Preprocessed, shape (N, …), or (N,) records with a field for each input.
             found: What the exported network computes for them.
         """
         names = self._names

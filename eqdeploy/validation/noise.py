@@ -62,7 +62,7 @@ def expected_noise(graph: Graph) -> dict[str, float]:
     Args:
         graph: The network; its encodings say how many bits there are where.
     """
-    before: dict[str, float] = {graph.input_name: 0.0}
+    before: dict[str, float] = dict.fromkeys(graph.input_names, 0.0)
     for operation in graph.operations:
         noise = _of_operation(graph, operation, before)
         before.update(dict.fromkeys(operation.outputs, noise))

@@ -36,14 +36,15 @@ BATCH_IMAGES = 64
 SINGLE_IMAGES = 2
 
 #: Is shown the images of a batch and what the reference computes for them.
-Watch = Callable[[NDArray[np.float32], ReferenceResult], None]
+Watch = Callable[[NDArray[Any], ReferenceResult], None]
 
 
 def check_parity(
     model: QuantizedModel,
     onnx_path: Path,
-    images: NDArray[np.float32],
+    images: NDArray[Any],
     *,
+    noun: str = "images",
     levels: tuple[Level, ...] = tuple(Level),
     threads: int = 1,
     min_agreement: float = MINIMUM_AGREEMENT,
@@ -55,7 +56,8 @@ def check_parity(
     Args:
         model: The network that was exported.
         onnx_path: The QDQ model that was written for it.
-        images: float32, shape (N, …) of the network's input, at least one.
+        images: Shape (N, …) of the network's input, or (N,) records with a field for each input; at least one.
+        noun: What one calls them.
         levels: Levels of optimization.
         threads: Threads of ONNX Runtime inside an operator.
         min_agreement: Smallest fraction of decisions that must be the reference's at every level.
@@ -98,10 +100,11 @@ def check_parity(
             advance(len(batch))
     chosen = images[:: max(1, len(images) // SINGLE_IMAGES)][:SINGLE_IMAGES]
     with listener.stage("comparing integer codes of single images", total=len(chosen)) as advance:
-        parts = [reference.run(image[None]) for image in chosen]
-        for image, part in zip(chosen, parts, strict=True):
+        single = [chosen[index : index + 1] for index in range(len(chosen))]
+        parts = [reference.run(image) for image in single]
+        for image, part in zip(single, parts, strict=True):
             for level in levels:
-                alone[level].add(observed[level], examiner, image[None], part)
+                alone[level].add(observed[level], examiner, image, part)
             advance(1)
     return ParityReport(
         images=len(images),
@@ -110,6 +113,7 @@ def check_parity(
         single_images=len(chosen),
         singles=tuple(alone[level].result(level, observed[level], operators.get(level)) for level in levels),
         batch_dependent=_batch_dependent(reference.run(chosen), parts),
+        noun=noun,
     )
 
 
@@ -149,7 +153,7 @@ class _Tally:
     saturated: list[str] = field(default_factory=list)
 
     def add(
-        self, observed: ObservedModel, examiner: Examiner, images: NDArray[np.float32], expected: ReferenceResult
+        self, observed: ObservedModel, examiner: Examiner, images: NDArray[Any], expected: ReferenceResult
     ) -> None:
         """Compare one batch."""
         seen = observed.run(images)
@@ -211,7 +215,7 @@ def _float_operations(reference: IntegerReference, operators: OperatorSummary | 
     return found if operators is not None and found <= everything else everything
 
 
-def _batch_size(reference: IntegerReference, images: NDArray[np.float32]) -> int:
+def _batch_size(reference: IntegerReference, images: NDArray[Any]) -> int:
     """Number of images whose codes fit into a batch's share of memory."""
     codes = reference.run(images[:1]).codes
     return max(1, min(BATCH_IMAGES, BATCH_BYTES // max(1, sum(array.size for array in codes.values()))))

@@ -146,6 +146,7 @@ class ParityReport:
         single_images: Number of images that were also run one at a time.
         singles: The comparison for these.
         batch_dependent: Tensors in which an image gets other codes alone than beside others.
+        noun: What one calls the images.
     """
 
     images: int
@@ -154,6 +155,7 @@ class ParityReport:
     single_images: int = 0
     singles: tuple[LevelParity, ...] = ()
     batch_dependent: tuple[str, ...] = ()
+    noun: str = "images"
 
     @property
     def verdict(self) -> ParityVerdict:
@@ -169,7 +171,7 @@ class ParityReport:
         """The outcome in one sentence."""
         codes = sum(level.total.codes for level in self.levels)
         differing = sum(level.total.differing for level in self.levels)
-        basis = f"{codes:,} codes of {self.tensors} tensors, {self.images} images, {len(self.levels)} levels"
+        basis = f"{codes:,} codes of {self.tensors} tensors, {self.images} {self.noun}, {len(self.levels)} levels"
         if self.verdict is ParityVerdict.IDENTICAL:
             return f"no differing code in {basis}"
         if self.verdict is ParityVerdict.EXPLAINED:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -147,16 +147,16 @@ class Session:
         self._session = self._guarded(
             lambda: onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         )
-        self.input_name: str = self._session.get_inputs()[0].name
+        self.input_names: tuple[str, ...] = tuple(read.name for read in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
 
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """Outputs by name for a batch of images.
+    def run(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Outputs by name for a batch of images; of several inputs, for records with a field for each.
 
         Raises:
             RuntimeRefusedError: If ONNX Runtime does not run the model on them.
         """
-        results: list[NDArray[Any]] = self._guarded(lambda: self._session.run(None, {self.input_name: images}))
+        results: list[NDArray[Any]] = self._guarded(lambda: self._session.run(None, feeds_of(self.input_names, images)))
         return dict(zip(self.output_names, results, strict=True))
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
@@ -179,6 +179,21 @@ def loads_ir_version(ir_version: int) -> bool:
     except RuntimeRefusedError:
         return False
     return True
+
+
+def feeds_of(names: Sequence[str], images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """What each input of a model gets of a batch.
+
+    Args:
+        names: Inputs of the model.
+        images: (N, …), or (N,) records with a field for each input, in their order.
+
+    Raises:
+        ValueError: If there are more or fewer of them.
+    """
+    fields = images.dtype.names
+    columns = [images] if fields is None else [np.ascontiguousarray(images[field]) for field in fields]
+    return dict(zip(names, columns, strict=True))
 
 
 def optimize(
@@ -263,7 +278,7 @@ class ObservedModel:
             self.exposure = Exposure.DISTURBING if fused is None else Exposure.FUSED_GRAPH
             self._observed = self._observed if fused is None else fused
 
-    def run(self, images: NDArray[np.float32]) -> Observation:
+    def run(self, images: NDArray[Any]) -> Observation:
         """Run a batch of images.
 
         Raises:

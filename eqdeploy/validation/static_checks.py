@@ -294,7 +294,7 @@ def structure(subject: Subject) -> Iterator[Fault]:
 def coverage(subject: Subject) -> Iterator[Fault]:
     """Every tensor of the network must be quantized or listed with a reason, and no other tensor may be listed."""
     model, graph = subject.model, subject.graph
-    tensors = dict.fromkeys([graph.input_name, *(operation_of(operation.name) for operation in graph.operations)])
+    tensors = dict.fromkeys([*graph.input_names, *(operation_of(operation.name) for operation in graph.operations)])
     for name in tensors:
         if name not in model.coverage:
             yield name, "is neither quantized nor listed"

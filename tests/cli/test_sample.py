@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from eqdeploy.data.digits import load_digits
+from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import DataError
 from eqdeploy.pipeline.sources import load_supernet
 from eqdeploy.search.predictor import Predictor
@@ -91,7 +92,9 @@ def test_an_error_in_one_process_ends_both_soon(tmp_path: Path, environment: dic
 
 
 def test_images_without_a_test_split_are_noted(tmp_path: Path, eqdeploy: Run) -> None:
-    data = load_digits("train", preprocessing=load_supernet("digits", None).checkpoint.preprocessing)
+    preprocessing = load_supernet("digits", None).checkpoint.preprocessing
+    assert isinstance(preprocessing, Preprocessing)
+    data = load_digits("train", preprocessing=preprocessing)
     np.savez(tmp_path / "all.npz", allow_pickle=False, images=data.images, labels=data.labels)
     noted = eqdeploy("sample", "--count", "1", *SAMPLE[3:], "--data", "all.npz", "-o", "store")
     assert noted.returncode == 0, noted.stderr

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import ProfileError
 from eqdeploy.network import ElasticSpace
 from eqdeploy.quant.form import Granularity
@@ -49,6 +50,7 @@ def test_sections_become_the_objects_that_they_describe(load: Callable[[str], Tr
     config = load(text(space={"bits": [2, 8], "granularities": ["per_channel"], "narrow": True}))
     assert config.space.to_space() == ElasticSpace((2, 8), (Granularity.PER_CHANNEL,), narrow=True)
     preprocessing = config.preprocessing.to_preprocessing()
+    assert isinstance(preprocessing, Preprocessing)
     assert (preprocessing.shape, preprocessing.mean, preprocessing.scale) == ((1, 8, 8), (0.3,), 1 / 255)
 
 

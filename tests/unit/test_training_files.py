@@ -16,6 +16,7 @@ from eqdeploy.training.settings import (
     CalibrationSettings,
     DistillationSettings,
     DistributionSettings,
+    PreprocessingSettings,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,7 @@ def test_the_documented_configuration_is_valid_and_its_defaults_are_true(documen
     path.write_text(documented, encoding="utf-8")
     config = TrainingConfig.load(path)
     assert config.space.to_space() == ElasticSpace()
+    assert isinstance(config.preprocessing, PreprocessingSettings)
     assert config.preprocessing.scale == pytest.approx(1 / 255)
     assert config.distillation == DistillationSettings()
     assert config.weight_distribution == DistributionSettings()

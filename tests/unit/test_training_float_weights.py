@@ -173,6 +173,8 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
         model=SmallNet(),
     )
     chance = train(configuration(data, float_training=untrained), tmp_path / "third", float_only=True, model=SmallNet())
+    assert first.float_accuracy is not None
+    assert chance.float_accuracy is not None
     assert second.float_accuracy == first.float_accuracy > chance.float_accuracy
     assert second.checkpoint is not None
     trained = load_file(first.float_weights)

@@ -18,9 +18,9 @@ from eqdeploy.training.losses import (
     UNIFORM_KURTOSIS,
     distillation_loss,
     distribution_terms,
-    guided_loss,
     standardized_moments,
 )
+from eqdeploy.training.objective import CLASSES
 
 
 def generator() -> torch.Generator:
@@ -163,7 +163,7 @@ def test_extreme_logits_stay_finite() -> None:
 
 def test_only_the_student_is_taught() -> None:
     student, teacher = (torch.randn(4, 3, generator=generator(), requires_grad=True) for _ in range(2))
-    torch.autograd.backward(guided_loss(student, teacher, torch.tensor([0, 1, 2, 0]), weight=0.5, temperature=2.0))
+    torch.autograd.backward(CLASSES.guided(student, teacher, torch.tensor([0, 1, 2, 0]), weight=0.5, temperature=2.0))
     assert teacher.grad is None
     assert student.grad is not None
 
@@ -174,7 +174,7 @@ def test_guidance_mixes_the_teacher_and_the_labels(weight: float) -> None:
     teacher = teacher.flip(0)
     labels = torch.tensor([0, 1, 2, 0])
     soft, hard = distillation_loss(student, teacher, temperature=2.0), functional.cross_entropy(student, labels)
-    loss = guided_loss(student, teacher, labels, weight=weight, temperature=2.0)
+    loss = CLASSES.guided(student, teacher, labels, weight=weight, temperature=2.0)
     assert loss.item() == pytest.approx((weight * soft + (1 - weight) * hard).item())
 
 
@@ -183,6 +183,6 @@ def test_guidance_gradients_agree_with_finite_differences() -> None:
     labels = torch.tensor([0, 1, 2, 0])
 
     def loss(student: Tensor) -> Tensor:
-        return guided_loss(student, teacher.flip(0), labels, weight=0.4, temperature=3.0)
+        return CLASSES.guided(student, teacher.flip(0), labels, weight=0.4, temperature=3.0)
 
     assert torch.autograd.gradcheck(loss, (student.requires_grad_(),))

@@ -237,6 +237,7 @@ def test_every_option_at_once_learns(data: Path, tmp_path: Path, make: Callable[
     )
     result = train(config, tmp_path / "run", model=make())
     assert result.evaluation is not None
+    assert result.float_accuracy is not None
     assert result.float_accuracy > 0.8
     assert min(row.accuracy for row in result.evaluation.rows if row.bits >= 4) > 0.7
     assert len(result.evaluation.rows) == 3 * CLASSES

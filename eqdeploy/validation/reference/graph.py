@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from eqdeploy.errors import UnsupportedOperationError, ValidationError
+from eqdeploy.errors import DataError, UnsupportedOperationError, ValidationError
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter, operation_of
 
@@ -58,8 +58,8 @@ class Operation:
 class Semantics(Protocol[ValueT]):
     """What operations mean: how the values on the edges of the graph are represented and computed."""
 
-    def image(self, images: NDArray[np.float32]) -> ValueT:
-        """The network's input."""
+    def image(self, images: NDArray[Any]) -> ValueT:
+        """An input of the network, float32 or integers."""
         ...
 
     def constant(self, array: NDArray[Any]) -> ValueT:
@@ -89,13 +89,13 @@ class Graph:
 
     Attributes:
         model: The model.
-        input_name: Name of the network's input.
+        input_names: Names of the network's inputs.
         output_names: Names of the network's outputs.
         operations: Nodes in order of execution.
     """
 
     model: QuantizedModel
-    input_name: str
+    input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     operations: tuple[Operation, ...]
 
@@ -104,29 +104,41 @@ class Graph:
         """Take a model apart.
 
         Raises:
-            ValidationError: If the graph does not have exactly one input, or an encoding belongs to no tensor or
+            ValidationError: If the graph has no input, or an encoding belongs to no tensor or
                 has one scale per channel.
             UnsupportedOperationError: If a node is not of the default operator set.
         """
         graph = model.graph.graph
         constants = {initializer.name for initializer in graph.initializer}
         inputs = [value.name for value in graph.input if value.name not in constants]
-        if len(inputs) != 1:
-            raise ValidationError(f"the graph must have one input, got {len(inputs)}", where=graph.name or "graph")
+        if not inputs:
+            raise ValidationError("the graph has no input", where=graph.name or "graph")
         opset = next((entry.version for entry in model.graph.opset_import if entry.domain in ("", "ai.onnx")), 0)
         operations = tuple(_operation(node, opset) for node in graph.node)
-        computed = {inputs[0], *(name for operation in operations for name in operation.outputs)}
+        computed = {*inputs, *(name for operation in operations for name in operation.outputs)}
         for name, tensor in model.activations.items():
             if name not in computed:
                 raise ValidationError("carries an encoding but is no tensor that the graph computes", where=name)
             if tensor.encoding.axis is not None:
                 raise ValidationError("an activation has one scale, not one per channel", where=name)
-        return Graph(model, inputs[0], tuple(value.name for value in graph.output), operations)
+        return Graph(model, tuple(inputs), tuple(value.name for value in graph.output), operations)
+
+    def columns(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """What each input gets of a batch: the batch, or a field of its records.
+
+        Raises:
+            DataError: If there are more or fewer inputs than fields.
+        """
+        fields = images.dtype.names
+        columns = [images] if fields is None else [images[field] for field in fields]
+        if len(columns) != len(self.input_names):
+            raise DataError(f"{len(columns)} input(s) for a network that reads {', '.join(self.input_names)}")
+        return dict(zip(self.input_names, columns, strict=True))
 
     @cached_property
     def encodings(self) -> dict[str, Encoding]:
         """Encodings of activations by tensor name, in order of execution."""
-        order = [self.input_name, *(name for operation in self.operations for name in operation.outputs)]
+        order = [*self.input_names, *(name for operation in self.operations for name in operation.outputs)]
         activations = self.model.activations
         return {name: activations[name].encoding for name in order if name in activations}
 
@@ -189,7 +201,7 @@ class Walk(Generic[ValueT]):
 
     def run(
         self,
-        images: NDArray[np.float32],
+        images: NDArray[Any],
         encode: Encode[ValueT],
         *,
         known: Mapping[str, NDArray[np.int32]] | None = None,
@@ -198,7 +210,7 @@ class Walk(Generic[ValueT]):
         """Evaluate the graph for a batch of images.
 
         Args:
-            images: float32, shape (N, …) of the network's input.
+            images: Shape (N, …) of the network's input, or (N,) records with a field for each input.
             encode: Quantizes encoded tensors, in order of execution.
             known: Codes that readers see without asking ``encode`` first; needed for tensors outside the regions
                 of ``targets``.
@@ -220,7 +232,8 @@ class Walk(Generic[ValueT]):
             values[name] = value
 
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            define(graph.input_name, semantics.image(images))
+            for name, column in graph.columns(images).items():
+                define(name, semantics.image(column))
             for operation in operations:
                 inputs = [self._read(operation, name, values, codes) for name in operation.inputs]
                 for name, value in zip(operation.outputs, semantics.apply(operation, inputs), strict=False):

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
 from eqdeploy.errors import DataError
 from eqdeploy.quantized_model import QuantizedModel
@@ -45,24 +47,24 @@ class IntegerReference:
         self.graph = Graph.of(model)
         self._walk: Walk[Value] = Walk(self.graph, IntegerKernels())
 
-    def run(self, images: NDArray[np.float32]) -> ReferenceResult:
+    def run(self, images: NDArray[Any]) -> ReferenceResult:
         """Evaluate a batch of images.
 
         Args:
-            images: float32, shape (N, …) of the network's input.
+            images: Shape (N, …) of the network's input, or (N,) records with a field for each input.
 
         Raises:
-            DataError: If the images are not float32 of the right shape.
+            DataError: If the images are not of the right type and shape.
             UnsupportedOperationError: If an operation cannot be evaluated.
         """
         check_images(self.graph, images)
         return self.follow(images, {})
 
-    def follow(self, images: NDArray[np.float32], observed: Mapping[str, NDArray[Any]]) -> ReferenceResult:
+    def follow(self, images: NDArray[Any], observed: Mapping[str, NDArray[Any]]) -> ReferenceResult:
         """Evaluate every region of the graph from codes that were observed elsewhere.
 
         Args:
-            images: float32, shape (N, …) of the network's input.
+            images: Shape (N, …) of the network's input, or (N,) records with a field for each input.
             observed: Codes by tensor name. Tensors that are missing are computed like in :meth:`run`.
 
         Returns:
@@ -87,13 +89,20 @@ class IntegerReference:
 
 
 def check_images(graph: Graph, images: NDArray[Any]) -> None:
-    """Check that images fit the network's input.
+    """Check that images, or records with a field for each input, fit the network's inputs.
 
     Raises:
         DataError: If they do not.
     """
-    wanted = next(value for value in graph.model.graph.graph.input if value.name == graph.input_name)
-    sizes = [axis.dim_value if axis.HasField("dim_value") else None for axis in wanted.type.tensor_type.shape.dim]
+    inputs = {value.name: value for value in graph.model.graph.graph.input}
+    for name, column in graph.columns(images).items():
+        _check_input(inputs[name], column)
+
+
+def _check_input(wanted: onnx.ValueInfoProto, images: NDArray[Any]) -> None:
+    """Check what one input gets."""
+    kind = wanted.type.tensor_type
+    sizes = [axis.dim_value if axis.HasField("dim_value") else None for axis in kind.shape.dim]
     expected = tuple(sizes[1:])
     shape = images.shape[1:]
     fits = len(shape) == len(expected) and all(
@@ -102,10 +111,11 @@ def check_images(graph: Graph, images: NDArray[Any]) -> None:
     if not fits or images.ndim == 0:
         raise DataError(
             f"images of shape {images.shape} do not fit the network's input",
-            where=graph.input_name,
+            where=wanted.name,
             hint=f"expected (images, {', '.join('any' if size is None else str(size) for size in expected)})",
         )
-    if images.dtype != np.float32:
-        raise DataError(f"images must be float32, got {images.dtype}", where=graph.input_name)
-    if not bool(np.isfinite(images).all()):
-        raise DataError("an image holds values that are not finite", where=graph.input_name)
+    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    if images.dtype != dtype:
+        raise DataError(f"images must be {dtype}, got {images.dtype}", where=wanted.name)
+    if dtype.kind == "f" and not bool(np.isfinite(images).all()):
+        raise DataError("an image holds values that are not finite", where=wanted.name)
