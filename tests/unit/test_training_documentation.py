@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args, get_origin
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
 from eqdeploy.training.config import TrainingConfig
+from eqdeploy.training.settings import NamedSettings, TokenSettings, ValueSettings
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 PHASES = ("float_training", "supernet_training")
@@ -20,6 +21,8 @@ PHASES = ("float_training", "supernet_training")
 def sections(annotation: object) -> list[type[BaseModel]]:
     """The section that a key holds, maybe or always."""
     options = get_args(annotation) or (annotation,)
+    if get_origin(options[0]) is Annotated:  # alternatives that a key tells apart: the table has the first one
+        options = (get_args(options[0])[0],)
     return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
 
 
@@ -60,3 +63,11 @@ def test_defaults_are_documented(key: str) -> None:
         assert default != "required", "in words"
     else:
         assert yaml.safe_load(text) == (list(default) if isinstance(default, tuple) else default)
+
+
+@pytest.mark.parametrize("section", [ValueSettings, TokenSettings, NamedSettings])
+def test_inputs_that_are_no_images_are_documented(section: type[BaseModel]) -> None:
+    text = TEXT.split("### Inputs that are no images", 1)[1].split("\n## ", 1)[0]
+    (kind,) = get_args(section.model_fields["kind"].annotation)
+    row = next(line for line in text.splitlines() if line.startswith(f"| `{kind}`"))
+    assert all(f"`{name}`" in row for name in section.model_fields if name != "kind")
