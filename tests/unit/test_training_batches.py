@@ -162,9 +162,10 @@ def test_stored_images_stay_as_they_are() -> None:
 
 def test_calibration_images_are_spread_and_augmented_repeatably() -> None:
     def draw(seed: int) -> torch.Tensor:
-        return augmented_images(
+        images: torch.Tensor = augmented_images(
             numbered(64), PREPROCESSING, Augmentation(shift=1), count=16, generator=seeded_generator(seed)
         )
+        return images
 
     assert draw(0).shape == (16, 1, 2, 2)
     assert torch.equal(draw(0), draw(0))
