@@ -152,9 +152,7 @@ class _Tally:
     outputs_explained: bool = True
     saturated: list[str] = field(default_factory=list)
 
-    def add(
-        self, observed: ObservedModel, examiner: Examiner, images: NDArray[Any], expected: ReferenceResult
-    ) -> None:
+    def add(self, observed: ObservedModel, examiner: Examiner, images: NDArray[Any], expected: ReferenceResult) -> None:
         """Compare one batch."""
         seen = observed.run(images)
         for name, differences in examiner.compare(images, expected.codes, seen.codes, self.float_operations).items():
