@@ -95,3 +95,6 @@ def test_installed_wheel_runs_from_any_folder(wheel: Path, tmp_path: Path) -> No
         assert {line.split()[0] for line in run(program, "profiles", "list", folder=folder).splitlines()[1:]} == shipped
     for name in shipped:
         assert run(program, "profiles", "show", name)
+    for name in ("json", "pathlib", "typing", "typer"):  # `python -m` must not take them for the real ones
+        (work / f"{name}.py").write_text("raise SystemExit('executed')\n")
+    assert run(python, "-m", "eqdeploy", "profiles", "list") == run(program, "profiles", "list")
