@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from eqdeploy.network import NetworkDescription, OpKind, TensorInfo
 from eqdeploy.plan import Coverage
 from eqdeploy.profile_fields import Encode
@@ -11,6 +13,10 @@ from eqdeploy.resolution.structure import Structure
 #: Operations that stay float unless a profile says otherwise, and why.
 _FLOAT_KINDS = frozenset({OpKind.OTHER, OpKind.BATCH_NORM})
 _WHY_FLOAT = {OpKind.OTHER: "has no integer form", OpKind.BATCH_NORM: "follows no layer that it could be folded into"}
+
+#: Operations without integer form that become Conv, ConvTranspose or Gemm. Where their input is dequantized, ONNX
+#: Runtime quantizes their float weights by itself (``weight_bias_quantization.cc``), to 8 bits with one scale.
+_FLOAT_LAYERS = re.compile(r"(conv|linear|addmm)[^.]*$", re.IGNORECASE)
 
 
 def encoded_tensors(profile: DeviceProfile, network: NetworkDescription, structure: Structure) -> frozenset[str]:
@@ -33,10 +39,12 @@ def float_readers(
     """Operations that read the unquantized value of a tensor that has an encoding for others.
 
     Training has all readers of a layer's input see the quantized value, so only tensors without trained scales
-    are split, and only on devices that encode the inputs of quantized operators.
+    are split: on devices that encode the inputs of quantized operators only, and before layers that stay float.
     """
-    if tensor.trained or tensor.name not in encoded or profile.activations.encode is Encode.ALL:
+    if tensor.trained or tensor.name not in encoded:
         return ()
+    if profile.activations.encode is Encode.ALL:
+        return tuple(name for name in tensor.readers if _is_float_layer(network.tensor[name]))
     operators = profile.operators
     return tuple(
         name
@@ -83,7 +91,7 @@ def _is_wanted(
         if any(reader.op in operators.quantized for reader in readers):
             return True
         return _is_encoded_output(profile, structure, tensor)
-    if not readers:
+    if all(_is_float_layer(reader) for reader in readers):
         return _is_encoded_output(profile, structure, tensor)
     only_moved = all(
         reader.op in operators.shared and len(reader.inputs) == 1 and reader.name not in encoded for reader in readers
@@ -92,6 +100,11 @@ def _is_wanted(
         return _is_encoded_output(profile, structure, tensor)
     on_integers = {*operators.quantized, *operators.shared}
     return structure.producer[tensor.name] in on_integers or any(reader.op in on_integers for reader in readers)
+
+
+def _is_float_layer(tensor: TensorInfo) -> bool:
+    """Whether an operation is a layer that stays float, weights and all."""
+    return tensor.op is OpKind.OTHER and _FLOAT_LAYERS.search(tensor.operation) is not None
 
 
 def _is_encoded_output(profile: DeviceProfile, structure: Structure, tensor: TensorInfo) -> bool:

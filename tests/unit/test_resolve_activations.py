@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -336,6 +337,33 @@ class TestSharedEncodings:
         plan = resolve(changed(tmp_path, "snpe-dsp", f"{self.FIXED}}}\n"), network)
         assert plan.tensor["sigmoid"].source is EncodingSource.FIXED
         assert dict(plan.subnet.activations)["sigmoid"] == UNSIGNED_8
+
+
+class TestFloatLayers:
+    """A runtime quantizes the weights of a float layer by itself where its input is dequantized."""
+
+    def plan(self, *, shared: bool) -> DevicePlan:
+        net = NetworkBuilder()
+        stem = net.conv_relu("stem", net.input())
+        moved = net.op(OpKind.RESHAPE, stem, name="moved")
+        deep = net.op(OpKind.OTHER, moved, name="deep")
+        merged = net.op(OpKind.ADD, deep, moved if shared else deep, name="merged")
+        network = net.build(net.layer("head", merged, batch_norm=False))
+        tensors = [
+            replace(tensor, operation="torch.nn.Conv3d") if tensor.name == "deep" else tensor
+            for tensor in network.tensors
+        ]
+        return plan_for("onnxruntime-x86", replace(network, tensors=tuple(tensors)))
+
+    def test_its_input_stays_float_where_nobody_else_reads_it(self) -> None:
+        moved = self.plan(shared=False).tensor["moved"]
+        assert moved.coverage is Coverage.FLOAT_BY_NECESSITY
+        assert moved.reason == "read only by torch.nn.Conv3d, which has no integer form"
+
+    def test_it_reads_the_unquantized_value_of_what_others_read_quantized(self) -> None:
+        moved = self.plan(shared=True).tensor["moved"]
+        assert moved.coverage is Coverage.QUANTIZED
+        assert moved.float_readers == ("deep",)
 
 
 class TestFloatTensors:
