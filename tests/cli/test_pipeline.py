@@ -123,6 +123,18 @@ def test_validate(eqdeploy: Run, artifact: Path) -> None:
     assert result_of(done)["verdict"] == "valid"
 
 
+def test_a_limit_on_the_distance_from_float_is_told_with_the_tensor(eqdeploy: Run, artifact: Path) -> None:
+    done = eqdeploy("validate", artifact, "--min-sqnr", "60", "--json", "-")
+    document = json.loads(done.stdout)
+    assert done.returncode == document["exit_code"] == 22
+    assert document["error"]["where"] == f"{PROFILE}: distance"
+    level = document["result"]["distance"]
+    failed = [row["tensor"] for row in level["details"]["tensors"] if not row["passed"]]
+    assert failed
+    assert failed[0] in document["error"]["message"]
+    assert document["result"]["parity"]["status"] == document["result"]["agreement"]["status"] == "passed"
+
+
 def test_validate_finds_a_changed_file_first(eqdeploy: Run, artifact: Path) -> None:
     content = bytearray((artifact / "model.onnx").read_bytes())
     content[len(content) // 2] ^= 1
