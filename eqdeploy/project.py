@@ -139,6 +139,7 @@ class ProjectSettings(BaseModel):
         search: SearchOptions | None = None,
         force: bool = False,
         run_code: bool = False,
+        dynamic_size: bool = False,
     ) -> ExportRequest:
         """Ask for an export of every profile; ``run_code`` if the data were named on the command line.
 
@@ -157,6 +158,7 @@ class ProjectSettings(BaseModel):
             force=force,
             seed=self.seed or 0,
             run_code=run_code,
+            dynamic_size=dynamic_size,
         )
 
     def search_request(

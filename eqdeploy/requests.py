@@ -152,6 +152,7 @@ class ExportRequest:
         seed: Seed of every random choice.
         calibration_images: Largest number of images used for calibration.
         parity_images: Largest number of images used for comparing integer codes.
+        dynamic_size: Whether height and width of the images are free in the files, where the network allows it.
         run_code: Whether ``data`` may be ``package.module:function``, which is imported and called. Only for what the
             user names in this very call, never for what stands in a file.
     """
@@ -168,6 +169,7 @@ class ExportRequest:
     seed: int = 0
     calibration_images: int = CALIBRATION_IMAGES
     parity_images: int = PARITY_IMAGES
+    dynamic_size: bool = False
     run_code: bool = False
 
 

@@ -31,6 +31,9 @@ def export(
     search: Annotated[
         bool, typer.Option("--search", help="Search for the subnet of each profile, see eqdeploy search.")
     ] = False,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Leave height and width of the images free, proved at two sizes.")
+    ] = False,
     budget: search_options.Budgets = None,
     predictor: search_options.Predictor = None,
     latency: search_options.Latency = None,
@@ -79,7 +82,11 @@ def export(
     )
     # Only a function that the user names now is called, never one that a file names.
     request = settings.export_request(
-        subnet=subnet, search=found if search else None, force=force, run_code=data is not None
+        subnet=subnet,
+        search=found if search else None,
+        force=force,
+        run_code=data is not None,
+        dynamic_size=dynamic_size,
     )
     with session.working() as progress:
         from eqdeploy import pipeline

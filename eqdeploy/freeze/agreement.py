@@ -43,17 +43,18 @@ def folded_values(supernet: Supernet) -> dict[str, NDArray[np.float32]]:
     return values
 
 
-def check_agreement(supernet: Supernet, graph: onnx.ModelProto) -> None:
+def check_agreement(supernet: Supernet, graph: onnx.ModelProto, inputs: Inputs | None = None) -> None:
     """Compare a float graph with the float network on random values.
 
     Args:
         supernet: The network; its active subnet stays active.
         graph: Its graph, filled with :func:`folded_values`.
+        inputs: What to compare on; None for random values in the shape of the network's input.
 
     Raises:
         UnsupportedOperationError: If outputs differ by more than rounding; names the first tensor that does.
     """
-    random = probe(supernet.example, 3)
+    random = probe(supernet.example, 3) if inputs is None else inputs
     recorder = _Recorder(supernet)
     with torch.no_grad(), evaluation_mode(supernet):
         expected = recorder.values(random)

@@ -12,6 +12,7 @@ from eqdeploy.errors import ProfileError, UsageError
 from eqdeploy.exporters.contract import Exporter, export_checked, get_exporter
 from eqdeploy.float_share import float_share
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
+from eqdeploy.freeze.free_size import free_size
 from eqdeploy.manifest import Provenance, write_manifest
 from eqdeploy.pipeline.answers import FLOAT, SIMULATED, answer
 from eqdeploy.pipeline.baseline import FloatNetwork, float_network
@@ -19,7 +20,14 @@ from eqdeploy.pipeline.configuration import write_configuration
 from eqdeploy.pipeline.evidence import Evidence, EvidenceSource
 from eqdeploy.pipeline.proof import MODEL_FILE, Subject, Yardstick, prove
 from eqdeploy.pipeline.search import Finding, check_options, check_problem, find_subnet
-from eqdeploy.pipeline.sources import ImageSets, LoadedSupernet, load_image_sets, load_subnet, load_supernet
+from eqdeploy.pipeline.sources import (
+    ImageSets,
+    LoadedSupernet,
+    load_float_model,
+    load_image_sets,
+    load_subnet,
+    load_supernet,
+)
 from eqdeploy.pipeline.subnets import activate_calibrated, calibrated_classifier, freeze_active
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile import DeviceProfile, load_profile
@@ -104,6 +112,8 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     targets = [_Target(*parts) for parts in zip(profiles, plans, exporters, directories, findings, strict=True)]
     with progress.stage("exporting the network's structure"):
         graph = export_float_graph(loaded.checkpoint.supernet)
+        if request.dynamic_size:
+            graph = free_size(loaded.checkpoint.supernet, graph, load_float_model(loaded, request.model))
     source = _source(request, loaded, images, graph, progress)
     return tuple(_export(source, target, progress) for target in targets)
 

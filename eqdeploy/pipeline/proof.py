@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eqdeploy.data import InputPreprocessing, LabelledImages
 from eqdeploy.data.inputs import noun_of
 from eqdeploy.float_share import FloatShare
@@ -24,6 +27,9 @@ from eqdeploy.validation.reference.graph import Graph
 from eqdeploy.validation.static import check_static
 
 MODEL_FILE = "model.onnx"
+
+#: Images that are compared at another size, too, where the size is free.
+_LARGER_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -122,10 +128,11 @@ def prove(
         watch=watch,
         progress=progress,
     )
+    other_size = _other_size(subject, inputs, noun_of(subject.preprocessing), progress)
     exported = answer(EXPORTED, onnx_classifier(subject.model_path), images, subject.preprocessing, progress)
     return Proof(
         static=Level.of(static.passed, static.summary, static.to_json()),
-        parity=Level.of(parity.verdict is not ParityVerdict.FAILED, parity.summary, _without_operators(parity)),
+        parity=_parity_level(parity, other_size),
         distance=judge_distance(meter, gates),
         agreement=judge_agreement(yardstick.simulated, exported, gates),
         accuracy=judge_accuracy(yardstick.float_answers, yardstick.simulated, exported, gates),
@@ -134,6 +141,25 @@ def prove(
             str(level.level): level.operators.to_json() for level in parity.levels if level.operators is not None
         },
     )
+
+
+def _other_size(subject: Subject, inputs: NDArray[Any], noun: str, progress: Progress) -> ParityReport | None:
+    """Parity at twice the height and width, on images that are mirrored at their ends; None where the size is fixed."""
+    if inputs.ndim != 4 or not Graph.of(subject.model).has_free_size:
+        return None
+    _, _, height, width = inputs.shape
+    larger = np.pad(inputs[:_LARGER_IMAGES], ((0, 0), (0, 0), (0, height), (0, width)), mode="symmetric")
+    return check_parity(subject.model, subject.model_path, larger, noun=f"{noun} of twice the size", progress=progress)
+
+
+def _parity_level(parity: ParityReport, other_size: ParityReport | None) -> Level:
+    """The level of the report; where height and width are free, at both sizes."""
+    reports = [parity] if other_size is None else [parity, other_size]
+    details = _without_operators(parity)
+    if other_size is not None:
+        details["other_size"] = _without_operators(other_size)
+    passed = all(report.verdict is not ParityVerdict.FAILED for report in reports)
+    return Level.of(passed, "; ".join(report.summary for report in reports), details)
 
 
 def _without_operators(parity: ParityReport) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from torch import nn
+
 from eqdeploy.data import InputPreprocessing, LabelledImages, LoadOptions, load_images
 from eqdeploy.data.references import DIGITS
 from eqdeploy.errors import CheckpointError, DataError, ProfileError
@@ -112,6 +114,23 @@ def load_supernet(reference: str, model: str | None) -> LoadedSupernet:
     checkpoint = load_checkpoint(path, build, float_model)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return LoadedSupernet(path.stem if reference in shipped_supernets() else path.name, digest, checkpoint)
+
+
+def load_float_model(loaded: LoadedSupernet, model: str | None) -> nn.Module:
+    """The float model that a supernet was made of, with fresh weights.
+
+    Args:
+        loaded: The supernet.
+        model: ``package.module:factory``, where the user gives one.
+
+    Raises:
+        UsageError: If the factory cannot be used.
+    """
+    if model is not None:
+        return load_factory(model)
+    architecture = loaded.checkpoint.metadata.architecture
+    assert architecture.name is not None  # else loading it has asked for a model
+    return build(architecture.name, architecture.arguments)
 
 
 def load_image_sets(

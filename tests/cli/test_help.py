@@ -30,12 +30,23 @@ COMMANDS: dict[tuple[str, ...], set[str]] = {
     ("export",): SUPERNET
     | ARTIFACT_GATES
     | SEARCH
-    | {"--profile", "-o", "--out", "--data", "--subnet", "--search", "--force", "--seed"},
+    | {"--profile", "-o", "--out", "--data", "--subnet", "--search", "--dynamic-size", "--force", "--seed"},
     ("resolve",): SUPERNET | {"--profile", "--subnet"},
     ("validate",): SUPERNET | ARTIFACT_GATES | {"--data", "--seed"},
     ("eval",): SUPERNET | GATES | {"--data", "--profile", "--subnet", "--seed"},
     ("train",): {
-        *("-o", "--out", "--model", "--data", "--seed", "--weights", "--supernet", "--float-only", "--tensorboard"),
+        *(
+            "-o",
+            "--out",
+            "--model",
+            "--data",
+            "--loss",
+            "--seed",
+            "--weights",
+            "--supernet",
+            "--float-only",
+            "--tensorboard",
+        ),
         *("--resume", "--force"),
     },
     ("sample",): SUPERNET

@@ -174,7 +174,7 @@ def test_a_missing_or_damaged_file_is_refused(path: Path) -> None:
             for position in (
                 {"phase": "supernet", "step": -1, "log_lines": 0, "float_accuracy": 0.5},
                 {"phase": "supernet", "step": 1.5, "log_lines": 0, "float_accuracy": 0.5},
-                {"phase": "supernet", "step": 1, "log_lines": 0, "float_accuracy": None},
+                {"phase": "supernet", "step": 1, "log_lines": 0, "float_accuracy": "0.5"},
                 {"phase": "other", "step": 1, "log_lines": 0, "float_accuracy": 0.5},
                 {"phase": "float", "step": 1, "log_lines": True, "float_accuracy": None},
             )

@@ -123,6 +123,13 @@ class Graph:
                 raise ValidationError("an activation has one scale, not one per channel", where=name)
         return Graph(model, tuple(inputs), tuple(value.name for value in graph.output), operations)
 
+    @cached_property
+    def has_free_size(self) -> bool:
+        """Whether the first input is a batch of images of any height and width."""
+        read = next(value for value in self.model.graph.graph.input if value.name == self.input_names[0])
+        dims = read.type.tensor_type.shape.dim
+        return len(dims) == 4 and not any(axis.HasField("dim_value") for axis in dims[2:])
+
     def columns(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """What each input gets of a batch: the batch, or a field of its records.
 
