@@ -67,7 +67,9 @@ def test_a_network_without_a_size_of_its_own_is_proved_at_two(make: type[nn.Modu
     assert proof.parity.status == "passed", proof.parity.summary
     assert "16 images of twice the size" in proof.parity.summary
     assert proof.parity.details is not None
-    assert proof.parity.details["other_size"]["images"] == 16
+    other_size = proof.parity.details["other_size"]
+    assert isinstance(other_size, dict)
+    assert other_size["images"] == 16
 
 
 @pytest.mark.parametrize(
