@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,35 @@ from eqdeploy.supernet.inputs import Inputs, batch_size, call, parts
 from eqdeploy.supernet.operations import BATCH_NORM_MODULES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class BatchMoments:
+    """What one batch brought to a BatchNorm.
+
+    Attributes:
+        count: Number of values of each channel.
+        mean: float64, shape (C,).
+        variance: float64, shape (C,), not corrected for the number of values.
+    """
+
+    count: int
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class BatchNormCalibration:
     """What a calibration did.
 
     Attributes:
         images: Number of images that the statistics average over.
         layers: Number of BatchNorm layers whose statistics were replaced.
+        moments: For each of these layers by module path, one entry for each batch, in order; enough to compute any
+            batch again and compare.
     """
 
     images: int
     layers: int
+    moments: dict[str, tuple[BatchMoments, ...]] = field(default_factory=dict)
 
 
 class _Moments:
@@ -35,6 +53,7 @@ class _Moments:
         self.count = 0
         self.sum = torch.zeros(channels, dtype=torch.float64)
         self.sum_of_squares = torch.zeros(channels, dtype=torch.float64)
+        self.batches: list[BatchMoments] = []
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
@@ -42,6 +61,7 @@ class _Moments:
         count = x.numel() // x.shape[1]
         variance, mean = torch.var_mean(x, dim=axes, correction=0)
         mean, variance = mean.double().cpu(), variance.double().cpu()
+        self.batches.append(BatchMoments(count, mean, variance))
         self.count += count
         self.sum += count * mean
         self.sum_of_squares += count * (variance + mean.square())
@@ -107,7 +127,11 @@ def calibrate_batch_norm(
     for module, moment in zip(norms, moments, strict=True):
         if moment.count:
             moment.write(module)
-    return BatchNormCalibration(images=images, layers=len(norms))
+    return BatchNormCalibration(
+        images=images,
+        layers=len(norms),
+        moments={name: tuple(moment.batches) for name, moment in zip(named, moments, strict=True)},
+    )
 
 
 def _forward(model: nn.Module, batch: Inputs) -> None:

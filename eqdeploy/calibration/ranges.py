@@ -17,8 +17,8 @@ from eqdeploy.supernet.inputs import Inputs, batch_size, positional
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.supernet import Supernet
 
-#: Values kept of each tensor and batch.
-_VALUES_PER_BATCH = 1 << 13
+#: Values kept of each tensor and batch, besides its extremes.
+VALUES_PER_BATCH = 1 << 13
 
 
 class _Recorder(fx.Interpreter):
@@ -34,7 +34,7 @@ class _Recorder(fx.Interpreter):
         if n.name in self.names:
             if not bool(torch.isfinite(result).all()):
                 raise DataError("a calibration image gives this tensor a value that is not finite", where=n.name)
-            self.samples[n.name].append(subsample(result.detach().float().reshape(1, -1), _VALUES_PER_BATCH))
+            self.samples[n.name].append(subsample(result.detach().float().reshape(1, -1), VALUES_PER_BATCH))
         return result
 
 

@@ -18,6 +18,7 @@ from eqdeploy.pipeline.answers import FLOAT, SIMULATED, answer
 from eqdeploy.pipeline.baseline import FloatNetwork, float_network
 from eqdeploy.pipeline.configuration import write_configuration
 from eqdeploy.pipeline.evidence import Evidence, EvidenceSource
+from eqdeploy.pipeline.origin import prove_frozen
 from eqdeploy.pipeline.proof import MODEL_FILE, Subject, Yardstick, prove
 from eqdeploy.pipeline.search import Finding, check_options, check_problem, find_subnet
 from eqdeploy.pipeline.sources import (
@@ -167,8 +168,10 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
     request, loaded, images = source.request, source.loaded, source.images
     checkpoint = loaded.checkpoint
     progress.detail(f"{target.profile.name}: subnet {target.plan.subnet.digest[:12]}")
-    activate_calibrated(checkpoint, target.plan.subnet, images.calibration, request.seed, progress)
-    model = freeze_active(checkpoint, target.plan, source.graph, images.calibration, progress)
+    calibration = activate_calibrated(checkpoint, target.plan.subnet, images.calibration, request.seed, progress)
+    frozen = freeze_active(checkpoint, target.plan, source.graph, images.calibration, progress)
+    model = frozen.model
+    origin = prove_frozen(checkpoint, target.plan, frozen, images, calibration, request.seed, progress)
     classifier = calibrated_classifier(checkpoint, target.plan.subnet)
     simulated = answer(SIMULATED, classifier, images.held_out, checkpoint.preprocessing, progress)
     costs = source.costs
@@ -201,7 +204,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
         proof = prove(
             subject,
             images.held_out,
-            Yardstick(source.float_network, source.float_answers, simulated, share),
+            Yardstick(source.float_network, source.float_answers, simulated, share, origin),
             request.gates.or_else(target.profile.gates.as_gates()),
             parity_images=request.parity_images,
             progress=progress,
@@ -212,6 +215,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
             folding=model.folded,
             coverage=CoverageSummary.of(model.coverage, model.reasons),
             static=proof.static,
+            origin=proof.origin,
             parity=proof.parity,
             distance=proof.distance,
             agreement=proof.agreement,

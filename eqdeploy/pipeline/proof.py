@@ -63,12 +63,14 @@ class Yardstick:
         float_answers: Its decisions on the held-out images.
         simulated: Decisions of the simulated subnet on the held-out images.
         share: What stays float.
+        origin: Whether the numbers are those of the supernet.
     """
 
     network: FloatNetwork | None = None
     float_answers: Answers | None = None
     simulated: Answers | None = None
     share: FloatShare | None = None
+    origin: Level = Level.not_run("origin not proved: the supernet is not at hand")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Proof:
     """Outcome of all levels, and what the runtime made of the operators."""
 
     static: Level
+    origin: Level
     parity: Level
     distance: Level
     agreement: Level
@@ -132,6 +135,7 @@ def prove(
     exported = answer(EXPORTED, onnx_classifier(subject.model_path), images, subject.preprocessing, progress)
     return Proof(
         static=Level.of(static.passed, static.summary, static.to_json()),
+        origin=yardstick.origin,
         parity=_parity_level(parity, other_size),
         distance=judge_distance(meter, gates),
         agreement=judge_agreement(yardstick.simulated, exported, gates),

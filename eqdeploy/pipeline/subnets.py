@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from eqdeploy.calibration.batch_norm import calibrate_batch_norm
+from torch import Tensor
+
+from eqdeploy.calibration.batch_norm import BatchNormCalibration, calibrate_batch_norm
 from eqdeploy.calibration.images import augmented_batches, plain_batches
 from eqdeploy.calibration.ranges import sample_tensors
 from eqdeploy.data import LabelledImages
@@ -20,9 +23,22 @@ from eqdeploy.supernet.inputs import Inputs, batch_size
 from eqdeploy.validation.accuracy import Classifier, torch_classifier
 
 
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """A frozen subnet.
+
+    Attributes:
+        model: Its numbers.
+        samples: The values that ranges were calibrated on, by tensor name, shape (1, M).
+    """
+
+    model: QuantizedModel
+    samples: Mapping[str, Tensor]
+
+
 def activate_calibrated(
     checkpoint: Checkpoint, subnet: SubnetConfig | None, images: LabelledImages, seed: int, progress: Progress
-) -> None:
+) -> BatchNormCalibration:
     """Make a subnet the active one and re-estimate its BatchNorm statistics.
 
     Args:
@@ -31,6 +47,9 @@ def activate_calibrated(
         images: Calibration images.
         seed: Seed of the augmentation.
         progress: Listener.
+
+    Returns:
+        What was measured.
     """
     supernet = checkpoint.supernet
     if subnet is None:
@@ -40,7 +59,7 @@ def activate_calibrated(
     supernet.eval()
     with progress.stage("calibrating BatchNorm", total=len(images)) as advance:
         batches = augmented_batches(images, checkpoint.preprocessing, checkpoint.augmentation, seed)
-        calibrate_batch_norm(supernet, batches, advance)
+        return calibrate_batch_norm(supernet, batches, advance)
 
 
 def calibrated_classifier(checkpoint: Checkpoint, subnet: SubnetConfig | None) -> Classifier:
@@ -52,7 +71,7 @@ def calibrated_classifier(checkpoint: Checkpoint, subnet: SubnetConfig | None) -
 
 def freeze_active(
     checkpoint: Checkpoint, plan: DevicePlan, graph: FloatGraph, images: LabelledImages, progress: Progress
-) -> QuantizedModel:
+) -> Frozen:
     """Measure the ranges that training did not fix, and freeze the active, calibrated subnet."""
     wanted = tensors_to_calibrate(plan)
     with progress.stage("measuring ranges", total=len(images)) as advance:
@@ -63,4 +82,4 @@ def freeze_active(
                 advance(batch_size(batch))
 
         samples = sample_tensors(checkpoint.supernet, batches(), wanted)
-    return freeze(checkpoint.supernet, plan, graph, samples)
+    return Frozen(freeze(checkpoint.supernet, plan, graph, samples), samples)

@@ -11,6 +11,7 @@ from eqdeploy.float_share import float_share
 from eqdeploy.pipeline.answers import FLOAT, SIMULATED, answer
 from eqdeploy.pipeline.baseline import float_network
 from eqdeploy.pipeline.configuration import CONFIGURATION_FILE, Configuration
+from eqdeploy.pipeline.origin import prove_again
 from eqdeploy.pipeline.proof import Subject, Yardstick, prove
 from eqdeploy.pipeline.records import Records, read_records
 from eqdeploy.pipeline.sources import load_image_sets, load_supernet, shipped_supernets
@@ -23,10 +24,11 @@ from eqdeploy.supernet.costs import count_costs
 
 
 def validate_artifact(directory: Path, request: ValidateRequest, progress: Progress) -> ArtifactReport:
-    """Check an artifact's hashes, read its numbers back from every file in it, and run all three levels again.
+    """Check an artifact's hashes, read its numbers back from every file in it, and run all levels again.
 
-    Gates that the request does not set are those of the export. Float and simulated accuracy are measured again
-    when the supernet is at hand: a shipped one, or the one that the request names.
+    Gates that the request does not set are those of the export. When the supernet is at hand, a shipped one or the one
+    that the request names, it is frozen again and compared, and float and simulated accuracy are measured again.
+    Otherwise the level ``origin`` is not run, and the verdict is unproven.
 
     Raises:
         ValidationError: If a file is missing, changed or added, or the files contradict each other.
@@ -115,14 +117,15 @@ def _yardstick(
     seed = configuration.seed
     network = float_network(checkpoint, calibration, seed, progress)
     float_answers = answer(FLOAT, network.classifier, held_out, checkpoint.preprocessing, progress)
-    activate_calibrated(checkpoint, records.subnet, calibration, seed, progress)
+    measured = activate_calibrated(checkpoint, records.subnet, calibration, seed, progress)
     classifier = calibrated_classifier(checkpoint, records.subnet)
     simulated = answer(SIMULATED, classifier, held_out, checkpoint.preprocessing, progress)
     profile = configuration.device_profile(where=CONFIGURATION_FILE)
     plan = resolve(profile, checkpoint.supernet.network, records.subnet)
     costs = count_costs(checkpoint.supernet)
     share = float_share(plan, checkpoint.supernet.network, costs.macs, costs.parameters)
-    return Yardstick(network, float_answers, simulated, share)
+    origin = prove_again(checkpoint, plan, records, calibration, held_out, measured, progress)
+    return Yardstick(network, float_answers, simulated, share, origin)
 
 
 def _gates(request: ValidateRequest, configuration: Configuration, yardstick: Yardstick) -> Gates:

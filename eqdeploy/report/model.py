@@ -223,6 +223,7 @@ class Verdict(StrEnum):
 #: The error that tells a level's failure, for every level in the order in which failures are told.
 LEVELS: Mapping[str, type[EqDeployError]] = {
     "static": ValidationError,
+    "origin": ValidationError,
     "parity": ParityError,
     "distance": AccuracyError,
     "agreement": AccuracyError,
@@ -231,7 +232,7 @@ LEVELS: Mapping[str, type[EqDeployError]] = {
 }
 
 #: Levels without which nothing is valid. The others need labels or decisions, which not every network has.
-REQUIRED_LEVELS = ("static", "parity", "distance")
+REQUIRED_LEVELS = ("static", "origin", "parity", "distance")
 
 
 class ArtifactReport(_Model):
@@ -244,6 +245,7 @@ class ArtifactReport(_Model):
         folding: What folding BatchNorm did to each layer.
         coverage: Every tensor: quantized, or listed with a reason.
         static: Scales, zero-points, ranges and the structure of the files.
+        origin: The numbers against the supernet that they were frozen from.
         parity: Integer codes of the runtime against the integer reference.
         distance: Outputs and quantized tensors against those of the float network.
         agreement: Decisions of the exported model against those of the simulated subnet.
@@ -259,6 +261,7 @@ class ArtifactReport(_Model):
     folding: tuple[FoldedLayer, ...]
     coverage: CoverageSummary
     static: Level
+    origin: Level
     parity: Level
     distance: Level
     agreement: Level

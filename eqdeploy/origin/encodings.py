@@ -1,0 +1,190 @@
+"""Compare the encodings of tensors with the supernet's quantizers, and calibrated ones with the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eqdeploy.network import OpKind, TensorInfo
+from eqdeploy.origin.checks import Fault, OriginCheck
+from eqdeploy.plan import DevicePlan, EncodingSource, TensorPlan
+from eqdeploy.quant.encoding import Encoding
+from eqdeploy.quant.form import Form, Symmetry
+from eqdeploy.quant.initialize import minimize_error
+from eqdeploy.quantized_model import QuantizedModel
+from eqdeploy.supernet.supernet import Supernet
+
+#: Calibrated scales stay inside [2^-60, 2^60].
+_LARGEST_EXPONENT = 60.0
+#: How much larger the error on the samples may be than that of the best power of two, for float32 sums.
+_WORSE = 1.001
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The real numbers of an encoding: ``scale`` times every whole number from ``lowest`` to ``highest``."""
+
+    scale: float
+    lowest: int
+    highest: int
+
+    @staticmethod
+    def of(encoding: Encoding) -> _Grid:
+        zero = int(encoding.zero_point)
+        return _Grid(float(encoding.scale), encoding.q_min - zero, encoding.q_max - zero)
+
+    def __str__(self) -> str:
+        return f"{self.scale:.9g} · [{self.lowest}, {self.highest}]"
+
+    def error(self, values: Tensor) -> float:
+        """Mean squared error on values, in float64."""
+        steps = torch.clamp(torch.round(values / self.scale), self.lowest, self.highest)
+        return float((steps.double() * self.scale - values.double()).square().mean())
+
+
+def compare_encodings(
+    supernet: Supernet, plan: DevicePlan, model: QuantizedModel, samples: Mapping[str, Tensor]
+) -> OriginCheck:
+    """Compare the encoding of every tensor with what the plan says it comes from, bit for bit.
+
+    A trained one has the scale and the range of the supernet's quantizer; a calibrated one those with the smallest
+    error on the samples; a shared one those of its owner; a fixed one is prescribed. Only where a device needs powers
+    of two is there a choice between neighbours: the one with the smaller error is right.
+
+    Args:
+        supernet: The supernet.
+        plan: Where every encoding comes from.
+        model: The frozen network.
+        samples: Values of the tensors that were calibrated, shape (1, M).
+    """
+    wanted = {name: _wanted(supernet, plan, plan.tensor[name], samples) for name in _owners(plan)}
+    faults: list[Fault] = []
+    active = dict(plan.subnet.weights)
+    faults += [
+        (row.layer, "the plan has another form than the subnet")
+        for row in plan.weights
+        if active[row.layer] != row.trained
+    ]
+    counts = dict.fromkeys((str(source) for source in EncodingSource), 0)
+    for tensor in plan.tensors:
+        held = model.activations.get(tensor.tensor)
+        counts[str(tensor.source)] += 1
+        if tensor.source is EncodingSource.NONE:
+            if held is not None:
+                faults.append((tensor.tensor, "has an encoding, the plan gives it none"))
+            continue
+        if held is None:
+            faults.append((tensor.tensor, "has no encoding"))
+            continue
+        grids = wanted[
+            tensor.shares_with if tensor.source is EncodingSource.SHARED and tensor.shares_with else tensor.tensor
+        ]
+        info = supernet.network.tensor[tensor.tensor]
+        text = _fault(held.encoding, tensor, [_ended(grid, info) for grid in grids])
+        faults += [(tensor.tensor, text)] if text else []
+        if held.float_readers != frozenset(tensor.float_readers):
+            faults.append((tensor.tensor, "other operations read it in float than the plan says"))
+    del counts[str(EncodingSource.NONE)]
+    told = ", ".join(f"{count} {source}" for source, count in counts.items() if count)
+    return OriginCheck.of("encodings", f"every encoding is the one that it comes from: {told}", faults)
+
+
+def _owners(plan: DevicePlan) -> list[str]:
+    """Tensors with an encoding of their own."""
+    return [
+        tensor.tensor
+        for tensor in plan.tensors
+        if tensor.source in (EncodingSource.TRAINED, EncodingSource.CALIBRATED, EncodingSource.FIXED)
+    ]
+
+
+def _fault(encoding: Encoding, tensor: TensorPlan, grids: list[_Grid]) -> str | None:
+    """What is wrong with an encoding, None if nothing is."""
+    form = tensor.device
+    if form is None or (encoding.bits, encoding.signed, encoding.q_min) != (form.bits, form.signed, form.q_min):
+        return f"is not stored as {None if form is None else form.key}"
+    found = _Grid.of(encoding)
+    return None if found in grids else f"is {found} instead of {' or '.join(map(str, grids))}"
+
+
+def _wanted(supernet: Supernet, plan: DevicePlan, tensor: TensorPlan, samples: Mapping[str, Tensor]) -> list[_Grid]:
+    """The grids that the encoding of an owner may have: one, or several equally good ones."""
+    form = tensor.device
+    assert form is not None  # promised by the plan
+    if tensor.source is EncodingSource.FIXED:
+        assert tensor.fixed is not None  # promised by the plan
+        zero = tensor.fixed.zero_point
+        return [_Grid(float(np.float32(tensor.fixed.scale)), form.q_min - zero, form.q_max - zero)]
+    values = _pooled(plan, tensor.tensor, samples)
+    if tensor.source is EncodingSource.TRAINED:
+        grid = _trained(supernet, tensor, form)
+    else:
+        assert values is not None  # calibrated tensors were sampled
+        scale, zero_point = (float(number[0]) for number in minimize_error(values, form))
+        scale = float(np.float32(min(max(scale, 2.0**-_LARGEST_EXPONENT), 2.0**_LARGEST_EXPONENT)))
+        grid = _Grid(scale, form.q_min - int(zero_point), form.q_max - int(zero_point))
+    grids = [grid]
+    if plan.power_of_two_scales and np.frexp(grid.scale)[0] != 0.5:
+        non_negative = supernet.network.tensor[tensor.tensor].non_negative
+        assert values is not None  # they were sampled for this choice
+        grids = _powers_of_two(grid, form, values, moves=form.symmetry is Symmetry.ASYMMETRIC and not non_negative)
+    minimum = _minimum(plan)
+    return [_Grid(max(grid.scale, minimum), grid.lowest, grid.highest) for grid in grids]
+
+
+def _trained(supernet: Supernet, tensor: TensorPlan, form: Form) -> _Grid:
+    """The grid of the supernet's quantizer; signed storage of an unsigned grid adds steps below zero."""
+    trained = tensor.trained
+    assert trained is not None  # promised by the plan
+    numbers = supernet.activation_quantizers()[tensor.merged_copy or tensor.tensor].numbers(trained)
+    scale, zero = (float(number.detach().cpu()) for number in numbers)
+    lowest, highest = trained.q_min - int(zero), trained.q_max - int(zero)
+    if form.bits == trained.bits + 1 and form.signed and not trained.signed and form.symmetry is Symmetry.SYMMETRIC:
+        lowest = form.q_min
+    return _Grid(scale, lowest, highest)
+
+
+def _pooled(plan: DevicePlan, owner: str, samples: Mapping[str, Tensor]) -> Tensor | None:
+    """Samples of a tensor and of all that take its encoding, in network order."""
+    parts = [
+        samples[tensor.tensor]
+        for tensor in plan.tensors
+        if owner in (tensor.tensor, tensor.shares_with) and tensor.tensor in samples
+    ]
+    return torch.cat(parts, dim=1) if parts else None
+
+
+def _powers_of_two(grid: _Grid, form: Form, values: Tensor, *, moves: bool) -> list[_Grid]:
+    """The power of two below or above with the smaller error, with the range as it was or moved along with it."""
+    candidates: list[_Grid] = []
+    middle = (form.q_min + form.q_max) / 2
+    zero = form.q_min - grid.lowest
+    below = float(np.exp2(np.floor(np.log2(grid.scale))))
+    for scale in (below, 2.0 * below):
+        moved = int(np.clip(np.rint((zero - middle) * (grid.scale / scale) + middle), form.q_min, form.q_max))
+        for offset in dict.fromkeys((zero, moved) if moves else (zero,)):
+            candidates.append(_Grid(scale, grid.lowest + zero - offset, grid.highest + zero - offset))
+    errors = [candidate.error(values) for candidate in candidates]
+    return [candidate for candidate, error in zip(candidates, errors, strict=True) if error <= _WORSE * min(errors)]
+
+
+def _minimum(plan: DevicePlan) -> float:
+    """Smallest float32 that the device accepts as a scale."""
+    if plan.minimum_scale <= 0:
+        return 0.0
+    if plan.power_of_two_scales:
+        return float(np.exp2(np.ceil(np.log2(plan.minimum_scale))))
+    nearest = np.float32(plan.minimum_scale)
+    return float(nearest if float(nearest) >= plan.minimum_scale else np.nextafter(nearest, np.float32(np.inf)))
+
+
+def _ended(grid: _Grid, tensor: TensorInfo) -> _Grid:
+    """A grid that ends where the clip before it does."""
+    if tensor.op is not OpKind.CLIP or tensor.upper_bound is None:
+        return grid
+    steps = float(np.rint(np.float32(tensor.upper_bound) / np.float32(grid.scale)))
+    return _Grid(grid.scale, grid.lowest, int(max(min(grid.highest, steps), 0)))

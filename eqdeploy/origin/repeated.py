@@ -1,0 +1,154 @@
+"""Compare the numbers of an artifact with those that freezing the supernet again gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor
+
+from eqdeploy.origin.checks import Fault, OriginCheck
+from eqdeploy.quant.encoding import Encoding
+from eqdeploy.quantized_model import QuantizedModel
+from eqdeploy.supernet.supernet import Supernet
+
+#: How far scales and float constants may move, relative, on a processor that adds up in another order: BatchNorm
+#: statistics are sums of float32 numbers. Measured between instruction sets: 1.5e-7.
+DRIFT = 2.0**-16
+#: Share of a weight's codes that may then be rounded to the neighbour.
+_MOVED = 1e-3
+
+
+def calibration_digest(supernet: Supernet, samples: Mapping[str, Tensor]) -> str:
+    """SHA-256 over everything that calibration measured: equal where float32 arithmetic gave the same bits.
+
+    Args:
+        supernet: Calibrated.
+        samples: Values of the tensors whose range was calibrated.
+    """
+    digest = hashlib.sha256()
+    measured = {
+        name: value for name, value in supernet.named_buffers() if name.endswith(("running_mean", "running_var"))
+    }
+    for name, value in sorted({**measured, **samples}.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Scale, codes or a constant of one name, before and after."""
+
+    name: str
+    what: str
+    held: NDArray[np.float64]
+    again: NDArray[np.float64]
+    integers: bool
+
+    def differs(self) -> int:
+        """Number of entries that differ."""
+        return int(np.count_nonzero(self.held != self.again))
+
+    def drifted(self) -> bool:
+        """Whether all differences may come from another order of float32 additions."""
+        distance = np.abs(self.held - self.again)
+        if self.what == "codes" and self.held.size:
+            many = np.count_nonzero(distance) > max(1.0, _MOVED * self.held.size)
+            wide = np.abs(self.again).max() > 256  # a bias: int32, fine steps
+            reach = 1 + DRIFT * np.abs(self.again) if wide else np.ones_like(distance)
+            return bool((distance <= reach).all()) and (wide or not many)
+        if self.integers:
+            return bool((distance <= 1).all())
+        return bool((distance <= DRIFT * np.abs(self.again)).all())
+
+
+def compare_repeated(held: QuantizedModel, again: QuantizedModel, *, same_arithmetic: bool) -> OriginCheck:
+    """Compare every number of two frozen networks of one structure.
+
+    Args:
+        held: The network of an artifact.
+        again: What freezing again gave.
+        same_arithmetic: Whether calibration measured the same bits as in the export: then every bit must be the same.
+            Otherwise scales and constants may move by 2^-16 of themselves, one in a thousand codes of weights by one,
+            biases by one and 2^-16 of themselves, zero-points by one.
+    """
+    faults: list[Fault] = [*_name_faults(held, again)]
+    differing = 0
+    if not faults:
+        for numbers in _all_numbers(held, again):
+            count = numbers.differs()
+            differing += count
+            if count and (same_arithmetic or not numbers.drifted()):
+                faults.append(
+                    (numbers.name, f"{count} of {numbers.held.size} {numbers.what} are not those of the supernet")
+                )
+    holds = (
+        "freezing the supernet again gives every number, bit for bit"
+        if same_arithmetic or not differing
+        else f"freezing the supernet again gives the numbers, {differing} of them moved by this processor's arithmetic"
+    )
+    return OriginCheck.of("numbers", holds, faults, same_arithmetic=same_arithmetic, differing=differing)
+
+
+def _name_faults(held: QuantizedModel, again: QuantizedModel) -> Iterator[Fault]:
+    """Tensors and parameters that only one has, and encodings of another kind."""
+    for what, ours, theirs in (
+        ("encoding", held.activations, again.activations),
+        ("integers", held.parameters, again.parameters),
+    ):
+        for name in dict.fromkeys((*theirs, *ours)):
+            if name not in ours or name not in theirs:
+                yield name, f"has {'no' if name not in ours else 'an unexpected'} {what}"
+    for name, encoding, other in _encodings(held, again):
+        keys = ("q_min", "q_max", "bits", "signed", "axis")
+        wrong = next((key for key in keys if getattr(encoding, key) != getattr(other, key)), None)
+        if wrong is not None:
+            yield name, f"{wrong} is {getattr(encoding, wrong)} instead of {getattr(other, wrong)}"
+        elif encoding.scale.shape != other.scale.shape:
+            yield name, f"has {encoding.scale.size} scales instead of {other.scale.size}"
+    if held.folded != again.folded and [row.layer for row in held.folded] != [row.layer for row in again.folded]:
+        yield "folding", "the report names other layers"
+
+
+def _encodings(held: QuantizedModel, again: QuantizedModel) -> Iterator[tuple[str, Encoding, Encoding]]:
+    for name, tensor in held.activations.items():
+        if name in again.activations:
+            yield name, tensor.encoding, again.activations[name].encoding
+    for name, parameter in held.parameters.items():
+        if name in again.parameters:
+            yield name, parameter.encoding, again.parameters[name].encoding
+
+
+def _all_numbers(held: QuantizedModel, again: QuantizedModel) -> Iterator[_Numbers]:
+    """Pairs of everything that is a number."""
+    for name, encoding, other in _encodings(held, again):
+        yield _numbers(name, "scales", encoding.scale, other.scale)
+        yield _numbers(name, "zero-points", encoding.zero_point, other.zero_point)
+    for name, parameter in held.parameters.items():
+        yield _numbers(name, "codes", parameter.codes, again.parameters[name].codes)
+    theirs = _constants(again.graph)
+    for name, constant in _constants(held.graph).items():
+        if name in theirs and name not in held.parameters and constant.dtype.kind == "f":
+            yield _numbers(name, "constants", constant, theirs[name])
+    rows = {row.layer: row for row in again.folded}
+    for row in held.folded:
+        other_row = rows[row.layer]
+        keys = ("relative_error", "exact", "negated_channels", "dead_channels", "widened_channels")
+        figures = [np.asarray([float(getattr(item, key)) for key in keys]) for item in (row, other_row)]
+        yield _numbers(row.layer, "figures of the report about folding", *figures)
+
+
+def _numbers(name: str, what: str, held: NDArray[np.generic], again: NDArray[np.generic]) -> _Numbers:
+    shape = np.broadcast_shapes(held.shape, again.shape) if held.size and again.size else held.shape
+    values = (np.broadcast_to(array.astype(np.float64), shape) for array in (held, again))
+    return _Numbers(name, what, *values, integers=held.dtype.kind in "iu")
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
+    return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
