@@ -146,8 +146,8 @@ def _all_numbers(held: QuantizedModel, again: QuantizedModel) -> Iterator[_Numbe
 
 def _numbers(name: str, what: str, held: NDArray[np.generic], again: NDArray[np.generic]) -> _Numbers:
     shape = np.broadcast_shapes(held.shape, again.shape) if held.size and again.size else held.shape
-    values = (np.broadcast_to(array.astype(np.float64), shape) for array in (held, again))
-    return _Numbers(name, what, *values, integers=held.dtype.kind in "iu")
+    left, right = (np.broadcast_to(array.astype(np.float64), shape) for array in (held, again))
+    return _Numbers(name, what, left, right, integers=held.dtype.kind in "iu")
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:

@@ -34,11 +34,10 @@ class Simulation:
     ) -> None:
         copied = copy.deepcopy(supernet).eval()
         copied.deactivate()
-        self._graph_module = copied.graph_module
-        for name, module in list(self._graph_module.named_modules()):
+        for name, module in list(copied.graph_module.named_modules()):
             if name in targets:
                 module.weight = nn.Parameter(torch.from_numpy(targets[name].trained), requires_grad=False)
-        self._graph_module = in_double(self._graph_module)
+        self._graph_module = in_double(copied.graph_module)
         self._names = frozenset(tensor.name for tensor in supernet.network.tensors)
         self._activations = activations
 
@@ -58,7 +57,7 @@ class Simulation:
         read = {
             name: torch.from_numpy(
                 (codes[name].astype(np.int64) - int(tensor.encoding.zero_point)) * float(tensor.encoding.scale)
-            )
+            ).contiguous()
             for name, tensor in self._activations.items()
         }
         graph_module = self._graph_module

@@ -149,7 +149,7 @@ def _batches(
     generator = torch.Generator().manual_seed(evidence.seed)
     for index, part in enumerate(parts):
         images = torch.from_numpy(evidence.images.images[part].copy())
-        pieces = images.split(BATCH_SIZE)
+        pieces = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
         drawn = [evidence.augmentation.draw(len(piece), generator) for piece in pieces]
         if index in wanted:
             varied = [

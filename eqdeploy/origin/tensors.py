@@ -49,8 +49,8 @@ def compare_tensors(
     """Compare every encoded tensor and every output.
 
     The integer reference gives the codes. From them torch computes the subnet's real value of each tensor, and the
-    exact numbers of the device's graph theirs: the two may differ by what freezing rounded. The reference's code must be
-    the rounded one of the subnet's value, to the same bound.
+    exact numbers of the device's graph theirs: the two may differ by what freezing rounded. The reference's code must
+    be the rounded one of the subnet's value, to the same bound.
 
     Args:
         model: The frozen network.

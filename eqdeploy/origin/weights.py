@@ -144,7 +144,7 @@ class _Weight:
     def _exact(self, form: Form) -> list[str]:
         """The supernet's own integers, and its scale times the gain."""
         gain = along(np.broadcast_to(self._gain, self._encoding.scale.shape), self._axis, self._steps.ndim)
-        free = along(self._free, self._axis, self._steps.ndim).astype(bool)
+        free = along(self._free.astype(np.float64), self._axis, self._steps.ndim).astype(bool)
         wanted = np.where(gain < 0, -self._target.steps, self._target.steps)
         # A symmetric range that is not narrow has no opposite of its lowest code.
         mirrored = (

@@ -31,6 +31,8 @@ MODEL_FILE = "model.onnx"
 #: Images that are compared at another size, too, where the size is free.
 _LARGER_IMAGES = 16
 
+_NOT_AT_HAND = Level.not_run("origin not proved: the supernet and the images of the export are not at hand")
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -70,7 +72,7 @@ class Yardstick:
     float_answers: Answers | None = None
     simulated: Answers | None = None
     share: FloatShare | None = None
-    origin: Level = Level.not_run("origin not proved: the supernet is not at hand")
+    origin: Level = _NOT_AT_HAND
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def make_report(
     distance: Level = PASSED,
     agreement: Level = PASSED,
     float_share: Level = PASSED,
+    origin: Level = PASSED,
 ) -> ArtifactReport:
     return ArtifactReport(
         provenance=Provenance(
@@ -97,6 +98,7 @@ def make_report(
             {plan.tensor: plan.coverage for plan in PLAN.tensors}, {plan.tensor: plan.reason for plan in PLAN.tensors}
         ),
         static=static,
+        origin=origin,
         parity=parity,
         distance=distance,
         agreement=agreement,
@@ -125,12 +127,16 @@ def test_verdict_and_failure_follow_from_the_levels(static: Level, parity: Level
         assert report.verdict is (Verdict.UNPROVEN if NOT_RUN in (static, parity) else Verdict.VALID)
 
 
-@pytest.mark.parametrize("name", ["distance", "agreement", "accuracy", "float_share"])
+def test_nothing_is_valid_whose_origin_is_not_proved() -> None:
+    assert make_report(origin=NOT_RUN).verdict is Verdict.UNPROVEN
+
+
+@pytest.mark.parametrize("name", ["origin", "distance", "agreement", "accuracy", "float_share"])
 def test_every_gate_counts(name: str) -> None:
     report = make_report(**{name: FAILED})
     assert report.verdict is Verdict.FAILED
     failure = report.failure()
-    assert type(failure) is AccuracyError
+    assert type(failure) is (ValidationError if name == "origin" else AccuracyError)
     assert failure.where == f"snpe-dsp: {name.replace('_', ' ')}"
     not_run = make_report(**{name: NOT_RUN})
     assert not_run.verdict is (Verdict.UNPROVEN if name == "distance" else Verdict.VALID)
