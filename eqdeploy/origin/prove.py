@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 from numpy.typing import NDArray
 
 from eqdeploy.network import NetworkDescription
@@ -34,7 +35,7 @@ def prove_origin(
     plan: DevicePlan,
     model: QuantizedModel,
     evidence: CalibrationEvidence,
-    images: NDArray[np.float32],
+    images: NDArray[Any],
 ) -> OriginReport:
     """Compare a frozen network with its supernet.
 
@@ -43,7 +44,7 @@ def prove_origin(
         plan: What was to be frozen.
         model: What was frozen.
         evidence: What the subnet was calibrated with.
-        images: Inputs on which tensors are compared, float32, shape (N, …), at least one.
+        images: Inputs on which tensors are compared, shape (N, …) or (N,) records, at least one.
 
     Raises:
         UnsupportedOperationError: If an operation cannot be evaluated.

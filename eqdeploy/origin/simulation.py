@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from eqdeploy.origin.layers import LayerTarget, in_double
 from eqdeploy.quantized_model import QuantizedTensor
+from eqdeploy.supernet.inputs import positional, to_inputs
 from eqdeploy.supernet.operations import vanishes
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
 
@@ -43,12 +44,12 @@ class Simulation:
 
     @torch.no_grad()
     def run(
-        self, images: NDArray[np.float32], codes: Mapping[str, NDArray[Any]]
+        self, images: NDArray[Any], codes: Mapping[str, NDArray[Any]]
     ) -> tuple[dict[str, NDArray[Any]], tuple[NDArray[Any], ...]]:
         """Compute a batch of images.
 
         Args:
-            images: Shape (N, …) of the network's input.
+            images: Shape (N, …) of the network's input, or (N,) records with a field for each input.
             codes: Of every encoded tensor, the codes that its readers see.
 
         Returns:
@@ -63,7 +64,7 @@ class Simulation:
         graph_module = self._graph_module
         assert isinstance(graph_module, fx.GraphModule)
         interpreter = _Interpreter(graph_module, self._activations, read)
-        result = interpreter.run(torch.from_numpy(images).double())
+        result = interpreter.run(*positional(graph_module.graph, to_inputs(images)))
         values = {
             node.name: value.numpy()
             for node, value in interpreter.env.items()

@@ -13,11 +13,12 @@ from torch import Tensor, fx, nn
 from eqdeploy.calibration.batch_norm import BatchMoments, BatchNormCalibration
 from eqdeploy.calibration.images import BATCH_SIZE
 from eqdeploy.calibration.ranges import VALUES_PER_BATCH
-from eqdeploy.data import LabelledImages, Preprocessing
+from eqdeploy.data import InputPreprocessing, LabelledImages, Preprocessing
 from eqdeploy.data.augmentation import Augmentation, Variation
 from eqdeploy.origin.checks import Fault, OriginCheck
 from eqdeploy.quant.initialize import subsample
 from eqdeploy.subnet import SubnetConfig
+from eqdeploy.supernet.inputs import Inputs, call, concatenate, positional, to_inputs
 from eqdeploy.supernet.supernet import Supernet
 
 #: Largest relative difference of numbers that the same float32 operations gave, perhaps with sums in another order.
@@ -38,7 +39,7 @@ class CalibrationEvidence:
     """
 
     images: LabelledImages
-    preprocessing: Preprocessing
+    preprocessing: InputPreprocessing
     augmentation: Augmentation
     seed: int
     batch_norm: BatchNormCalibration
@@ -101,9 +102,9 @@ def compare_samples(supernet: Supernet, subnet: SubnetConfig, evidence: Calibrat
         return OriginCheck.of("samples", "no range was calibrated", [])
     copied = copy.deepcopy(supernet).eval()
     copied.activate(subnet)
-    first = torch.from_numpy(evidence.preprocessing.apply(evidence.images.images[:BATCH_SIZE]))
+    first = to_inputs(evidence.preprocessing.apply(evidence.images.images[:BATCH_SIZE]))
     recorder = _Recorder(copied.graph_module, frozenset(samples))
-    recorder.run(first)
+    recorder.run(*positional(copied.graph_module.graph, first))
     faults: list[Fault] = []
     for name, values in samples.items():
         expected = subsample(recorder.values[name].float().reshape(1, -1), VALUES_PER_BATCH)
@@ -144,32 +145,37 @@ def _parts(count: int) -> list[slice]:
 
 def _batches(
     evidence: CalibrationEvidence, parts: Sequence[slice], wanted: Sequence[int]
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[tuple[int, Inputs]]:
     """Some of the varied batches; the random numbers of those before them are drawn, too."""
     generator = torch.Generator().manual_seed(evidence.seed)
     for index, part in enumerate(parts):
-        images = torch.from_numpy(evidence.images.images[part].copy())
-        pieces = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
-        drawn = [evidence.augmentation.draw(len(piece), generator) for piece in pieces]
-        if index in wanted:
+        stored = evidence.images.images[part]
+        pieces = [stored[start : start + BATCH_SIZE] for start in range(0, len(stored), BATCH_SIZE)]
+        if not isinstance(evidence.preprocessing, Preprocessing):
+            varied: list[Inputs] = [to_inputs(evidence.preprocessing.apply(piece)) for piece in pieces]
+        else:
+            drawn = [evidence.augmentation.draw(len(piece), generator) for piece in pieces]
+            if index not in wanted:
+                continue
             varied = [
-                evidence.augmentation.vary(piece, evidence.preprocessing, variation)
+                evidence.augmentation.vary(torch.from_numpy(piece.copy()), evidence.preprocessing, variation)
                 for piece, variation in zip(pieces, drawn, strict=True)
             ]
-            yield index, torch.cat(varied)
+        if index in wanted:
+            yield index, concatenate(varied)
 
 
 def _input_faults(evidence: CalibrationEvidence, part: slice) -> list[Fault]:
     """Without any variation, varied images must be the network's input."""
-    images = evidence.images.images[part]
-    if images.shape[1:] != evidence.preprocessing.shape:
-        return []  # larger images, of which only variations make inputs
-    plain = evidence.preprocessing.apply(images)
-    varied = Augmentation().vary(torch.from_numpy(images.copy()), evidence.preprocessing, Variation()).numpy()
+    images, preprocessing = evidence.images.images[part], evidence.preprocessing
+    if not isinstance(preprocessing, Preprocessing) or images.shape[1:] != preprocessing.shape:
+        return []  # no images, or larger ones, of which only variations make inputs
+    plain = preprocessing.apply(images)
+    varied = Augmentation().vary(torch.from_numpy(images.copy()), preprocessing, Variation()).numpy()
     return [] if (plain == varied).all() else [("input", "varied images are preprocessed in another way")]
 
 
-def _moments(supernet: Supernet, batch: Tensor) -> dict[str, list[BatchMoments]]:
+def _moments(supernet: Supernet, batch: Inputs) -> dict[str, list[BatchMoments]]:
     """Moments of what reaches each BatchNorm while all of them normalize with the batch's own statistics."""
     found: dict[str, list[BatchMoments]] = {}
     norms = {name: module for name, module in supernet.named_modules() if _has_statistics(module)}
@@ -189,7 +195,7 @@ def _moments(supernet: Supernet, batch: Tensor) -> dict[str, list[BatchMoments]]
     for module in norms.values():
         module.training = True
     try:
-        supernet(batch)
+        call(supernet, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ def compare_tensors(
     model: QuantizedModel,
     simulation: Simulation,
     bounds: Mapping[str, NDArray[np.float64]],
-    images: NDArray[np.float32],
+    images: NDArray[Any],
 ) -> tuple[OriginCheck, OriginCheck]:
     """Compare every encoded tensor and every output.
 
@@ -56,7 +57,7 @@ def compare_tensors(
         model: The frozen network.
         simulation: The subnet.
         bounds: How far weights and biases may be from the subnet's; see :class:`FrozenNumbers`.
-        images: Shape (N, …) of the network's input.
+        images: Shape (N, …) of the network's input, or (N,) records with a field for each input.
 
     Returns:
         The checks ``tensors`` and ``outputs``.

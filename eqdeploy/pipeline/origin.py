@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -75,7 +76,7 @@ def prove_again(
         calibration: What calibrating BatchNorm measured.
         progress: Listener.
     """
-    same_plan = PlanSummary.of(plan) == records.report.plan
+    same_plan = _decisions(PlanSummary.of(plan)) == _decisions(records.report.plan)
     plans = OriginCheck.of(
         "plan",
         "profile, network and subnet give the plan of the report",
@@ -97,6 +98,14 @@ def prove_again(
     return _level(OriginReport((plans, numbers, *report.checks)), checkpoint, frozen)
 
 
+def _decisions(plan: PlanSummary) -> dict[str, Any]:
+    """A plan without its reasons: that a form was chosen by the profile is, in the artifact, that its subnet has it."""
+    document = plan.model_dump()
+    for row in (*document["weights"], *document["tensors"]):
+        del row["reason"]
+    return document
+
+
 def _evidence(
     checkpoint: Checkpoint, frozen: Frozen, images: LabelledImages, calibration: BatchNormCalibration, seed: int
 ) -> CalibrationEvidence:
@@ -111,7 +120,7 @@ def _evidence(
     )
 
 
-def _inputs(checkpoint: Checkpoint, held_out: LabelledImages) -> NDArray[np.float32]:
+def _inputs(checkpoint: Checkpoint, held_out: LabelledImages) -> NDArray[Any]:
     """The inputs on which tensors are compared."""
     count = images_to_compare(checkpoint.supernet.network)
     return checkpoint.preprocessing.apply(held_out.spread(count).images)

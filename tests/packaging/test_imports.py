@@ -38,6 +38,7 @@ LAYERS = (
     ("search",),
     ("exporters",),
     ("testing", "validation"),
+    ("origin",),
     ("report",),
     ("results",),
     ("pipeline",),
