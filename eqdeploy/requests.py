@@ -69,7 +69,7 @@ class Gates:
 
 
 #: What every artifact is judged by unless somebody says otherwise; docs/validation.md gives the reasons.
-DEFAULT_GATES = Gates(max_export_drop=0.0, min_agreement=0.8)
+DEFAULT_GATES = Gates(max_export_drop=0.0, min_agreement=0.75)
 
 #: Subnets that a search measures to fit a predictor to, where there is none.
 DEFAULT_SAMPLES = 400

@@ -132,7 +132,7 @@ MinAgreement = Annotated[
         "--min-agreement",
         metavar="X",
         parser=fraction,
-        help="Fail below this fraction of the simulated subnet's decisions. [default: 0.8]",
+        help="Fail below this fraction of the simulated subnet's decisions. [default: 0.75]",
     ),
 ]
 MinSqnr = Annotated[

@@ -14,7 +14,7 @@ from eqdeploy.validation.operators import OperatorSummary
 from eqdeploy.validation.runtime import Exposure, Level
 
 #: Smallest fraction of decisions that must be the reference's: explained differences must not change decisions.
-MINIMUM_AGREEMENT = 0.8
+MINIMUM_AGREEMENT = 0.75
 
 
 class ParityVerdict(StrEnum):

@@ -96,7 +96,7 @@ def test_explained_differences_fail_where_they_add_up() -> None:
     assert large.plus(small).allowed == 200
 
 
-@pytest.mark.parametrize(("differing", "verdict"), [(5, ParityVerdict.IDENTICAL), (60, ParityVerdict.FAILED)])
+@pytest.mark.parametrize(("differing", "verdict"), [(5, ParityVerdict.IDENTICAL), (90, ParityVerdict.FAILED)])
 def test_decisions_at_a_level_are_judged(differing: int, verdict: ParityVerdict) -> None:
     level = level_of({"t": TensorDifferences(10, 0, {}, 0)}, decisions=200, differing=differing)
     assert level.verdict is verdict
