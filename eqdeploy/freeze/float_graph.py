@@ -23,12 +23,13 @@ from onnx_ir.passes.common import (
     RemoveInitializersFromInputsPass,
 )
 from onnxscript import optimizer
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.freeze.agreement import check_agreement, folded_values
 from eqdeploy.freeze.constant_shapes import make_shapes_constant
 from eqdeploy.freeze.group_norm import split_group_normalization
+from eqdeploy.freeze.markers import mark, remove_markers, translations
 from eqdeploy.network import NetworkDescription, OpKind
 from eqdeploy.supernet.inputs import positional
 from eqdeploy.supernet.layers import ElasticLayer, ElasticLinear
@@ -39,7 +40,6 @@ from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
 
 OPSET = 21
 IR_VERSION = 10
-_MARKER_DOMAIN = "eqdeploy.marker"
 _BATCH = "batch"
 
 
@@ -104,6 +104,7 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
                 dynamic_shapes=(batch,) * len(example),
                 optimize=False,
                 verbose=False,
+                custom_translation_table=dict(translations()),
             )
     except Exception as error:
         reason = str(error.__cause__ or error).strip().splitlines()
@@ -119,7 +120,7 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
     optimizer.fold_constants(model)
     RemoveInitializersFromInputsPass()(model)
     # Only now: rewriting would lose the names of values.
-    _remove_markers(model.graph)
+    remove_markers(model.graph)
     _use_global_average_pool(model.graph, supernet.network)
     split_group_normalization(model.graph)
     make_shapes_constant(model.graph)
@@ -153,14 +154,6 @@ def without_nodes(model: onnx.ModelProto, merged: Mapping[str, str]) -> onnx.Mod
             del field[:]
             field.extend(copies)
     return model
-
-
-def mark(x: Tensor, name: str) -> Tensor:
-    """Mark a tensor with its name; exists only while the graph is exported."""
-    marked: Tensor = torch.onnx.ops.symbolic(
-        f"{_MARKER_DOMAIN}::Tensor", [x], attrs={"name": name}, dtype=x.dtype, shape=x.shape, version=1
-    )
-    return marked
 
 
 def _marked_module(supernet: Supernet) -> fx.GraphModule:
@@ -242,27 +235,6 @@ def _drop_zero_biases(graph: ir.Graph, parameters: Collection[str]) -> None:
         values = ir.convenience.get_const_tensor(bias)
         if values is not None and not values.numpy().any():
             node.resize_inputs(2)
-
-
-def _remove_markers(graph: ir.Graph) -> None:
-    """Give marked values their names and drop the markers."""
-    named: set[ir.Value] = set()
-    for node in list(graph):
-        if node.domain != _MARKER_DOMAIN:
-            continue
-        value, marked = node.inputs[0], node.outputs[0]
-        assert value is not None  # a marker has exactly one input
-        name = node.attributes["name"].as_string()
-        if value in named or (value.producer() is None and value not in graph.inputs):
-            # Two tensors of the network are one value (a reshape to the same shape): keep both.
-            identity = ir.node("Identity", [value], name=name)
-            graph.insert_before(node, identity)
-            value = identity.outputs[0]
-            value.shape, value.type = marked.shape, marked.type
-        value.name = name
-        named.add(value)
-        ir.convenience.replace_all_uses_with(marked, value, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
 
 
 def _use_global_average_pool(graph: ir.Graph, network: NetworkDescription) -> None:

@@ -210,8 +210,7 @@ def load_checkpoint(
         raise
     except (ValueError, EqDeployError) as error:
         raise CheckpointError(str(error), where=str(path)) from error
-    _check_tensors(supernet.graph_module.state_dict(), tensors, path)
-    supernet.graph_module.load_state_dict(tensors)
+    _fill(supernet.graph_module.state_dict(), tensors, path)
     supernet.eval()
     return Checkpoint(supernet, metadata, preprocessing, augmentation)
 
@@ -295,10 +294,21 @@ def _float_model(
         return build(reference.name, reference.arguments)
 
 
+@torch.no_grad()
+def _fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy the tensors of a file into those of a network.
+
+    Not with ``load_state_dict``: it goes through all names again for every module.
+    """
+    _check_tensors(own, tensors, path)
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
 def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
     """Compare names, shapes, dtypes and finiteness of all tensors, and report all problems together."""
     problems: list[str] = []
-    fitting = [name for name, tensor in found.items() if name in expected and _fits(tensor, expected[name])]
+    fitting = {name for name, tensor in found.items() if name in expected and _fits(tensor, expected[name])}
     for label, names in (
         ("missing", [name for name in expected if name not in found]),
         ("unexpected", [name for name in found if name not in expected]),
