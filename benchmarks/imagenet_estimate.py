@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +27,7 @@ from eqdeploy.progress import SilentProgress
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.batches import Batch
 from eqdeploy.training.config import TrainingConfig
-from eqdeploy.training.execution import prepare
+from eqdeploy.training.execution import StepMode, prepare
 from eqdeploy.training.optimizer import clip_gradients, make_optimizer
 from eqdeploy.training.sampling import sample_sandwich
 from eqdeploy.training.settings import Precision
@@ -82,8 +82,8 @@ class Subject:
         self.batch = Batch(torch.randn(batch_size, *shape), torch.randint(1000, (batch_size,)))
         model = build(self.config.model.architecture, self.config.model.arguments)
         self.supernet = Supernet.from_float(model, self.batch.images[:2], self.config.space.to_space())
-        self.settings = self.config.execution.model_copy(update={"compile": compiled})
-        self.execution = prepare(self.supernet, self.settings, SilentProgress())
+        self.mode = replace(StepMode.of(self.config.execution), compile=compiled)
+        self.execution = prepare(self.supernet, self.mode, SilentProgress())
         self.supernet.initialize(self.batch.images)
         self.supernet.train()
         self.generator = torch.Generator().manual_seed(0)
@@ -111,8 +111,8 @@ class Subject:
         """Bytes that the forward pass of one subnet keeps for the backward pass, besides parameters and images."""
         subnets = sample_sandwich(self.supernet.network, self.generator, self.config.sampling)
         self.supernet.activate(subnets.random)
-        lower = self.settings.precision is Precision.BFLOAT16
-        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        lower = self.mode.precision is Precision.BFLOAT16
+        layout = torch.channels_last if self.mode.channels_last else torch.contiguous_format
         inputs = self.batch.images[:images].contiguous(memory_format=layout)
         ours = {tensor.untyped_storage().data_ptr() for tensor in (inputs, *_state(self.supernet))}
         kept: dict[int, int] = {}

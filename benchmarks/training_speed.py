@@ -34,13 +34,12 @@ from eqdeploy.supernet.inference import InferenceNetwork
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.batches import Batch
 from eqdeploy.training.evaluate import calibrated_correct
-from eqdeploy.training.execution import Execution, prepare
+from eqdeploy.training.execution import Execution, StepMode, prepare
 from eqdeploy.training.optimizer import clip_gradients, make_optimizer
 from eqdeploy.training.sampling import sample_sandwich
 from eqdeploy.training.settings import (
     DistillationSettings,
     DistributionSettings,
-    ExecutionSettings,
     FormSampling,
     Precision,
     SupernetSettings,
@@ -61,7 +60,7 @@ class Subject:
 
     def __init__(self, precision: Precision, *, compiled: bool) -> None:
         torch.manual_seed(0)
-        self.settings = ExecutionSettings(precision=precision, channels_last=True, compile=compiled)
+        self.mode = StepMode(precision, channels_last=True, compile=compiled)
         self.network: nn.Module = build("cifar-resnet20", {}).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.train()
         # Compiled when it is first called.
@@ -69,7 +68,7 @@ class Subject:
         images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
         self.batch = Batch(images, torch.randint(10, (BATCH,)))
         self.supernet = Supernet.from_float(build("cifar-resnet20", {}), images[:2], ElasticSpace())
-        self.execution: Execution = prepare(self.supernet, self.settings, SilentProgress())
+        self.execution: Execution = prepare(self.supernet, self.mode, SilentProgress())
         self.supernet.initialize(images)
         self.supernet.train()
         self.generator = torch.Generator().manual_seed(0)
@@ -90,7 +89,7 @@ class Subject:
 
     def float_pass(self, network: nn.Module) -> None:
         """Forward and backward of the plain network."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision is Precision.BFLOAT16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.mode.precision is Precision.BFLOAT16):
             logits = network(self.batch.images)
         nn.functional.cross_entropy(logits.float(), self.batch.labels).backward()  # type: ignore[no-untyped-call]
         self.network.zero_grad(set_to_none=True)

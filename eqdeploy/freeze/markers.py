@@ -33,8 +33,8 @@ _MARKER = Op(
 )
 
 # Torch keeps an operator for as long as the library that defines it is kept.
-_LIBRARY = torch.library.Library("eqdeploy", "DEF")
-_LIBRARY.define("mark(Tensor x, str name) -> Tensor")
+_LIBRARY = torch.library.Library("eqdeploy", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("mark(Tensor x, str name) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def _copy(x: Tensor, name: str) -> Tensor:
@@ -42,7 +42,7 @@ def _copy(x: Tensor, name: str) -> Tensor:
     return torch.empty_like(x).copy_(x)
 
 
-_LIBRARY.impl("mark", _copy, "CompositeExplicitAutograd")
+_LIBRARY.impl("mark", _copy, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("eqdeploy::mark", lambda x, name: torch.empty_like(x), lib=_LIBRARY)
 
 

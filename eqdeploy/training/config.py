@@ -25,6 +25,7 @@ from eqdeploy.training.settings import (
     Guidance,
     ModelSettings,
     OptimizationSettings,
+    Precision,
     PreprocessingSettings,
     Section,
     SpaceSettings,
@@ -35,6 +36,9 @@ from eqdeploy.yaml_file import line_of, read_yaml, suggest
 
 #: Keys without effect on the numbers: two runs that differ only there compute the same.
 _WITHOUT_EFFECT = ("checkpoint_interval_steps", "evaluation_epochs", "data_cache")
+
+#: How the first version of the layout computed: digests of configurations that say so stay what they were.
+_FIRST_EXECUTION = ExecutionSettings(precision=Precision.FLOAT32, channels_last=False, compile=False)
 
 
 class TrainingConfig(Section):
@@ -67,7 +71,7 @@ class TrainingConfig(Section):
         checkpoint_interval_steps: Steps between two saved states.
     """
 
-    later = frozenset({"sampling", "static", "execution", "evaluation_epochs", "loss", "data_errors", "data_cache"})
+    later = frozenset({"sampling", "static", "evaluation_epochs", "loss", "data_errors", "data_cache"})
 
     schema_version: Annotated[Literal[1], Field(alias="schema")]
     model: ModelSettings
@@ -167,6 +171,8 @@ class TrainingConfig(Section):
     def canonical(self) -> dict[str, Any]:
         """All settings that have an effect on the numbers, as plain data with every default filled in."""
         data: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        if self.execution == _FIRST_EXECUTION:
+            del data["execution"]
         return {key: value for key, value in data.items() if key not in _WITHOUT_EFFECT}
 
     @property

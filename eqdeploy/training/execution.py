@@ -23,6 +23,38 @@ Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True)
+class StepMode:
+    """How steps are computed, with nothing left open.
+
+    Attributes:
+        precision: Number format of layers and activations.
+        channels_last: Whether images and weights have the channels innermost.
+        compile: Whether the network is compiled.
+    """
+
+    precision: Precision
+    channels_last: bool
+    compile: bool
+
+    @staticmethod
+    def of(settings: ExecutionSettings) -> StepMode:
+        """The mode that settings name.
+
+        Raises:
+            ValueError: If they leave anything open.
+        """
+        precision, channels_last, compiled = settings.precision, settings.channels_last, settings.compile
+        if precision == "auto" or channels_last == "auto" or compiled == "auto":
+            raise ValueError("the settings leave the mode open")
+        return StepMode(precision, channels_last, compiled)
+
+    def __str__(self) -> str:
+        """``bfloat16, channels last, compiled``."""
+        layout = ["channels last"] if self.channels_last else []
+        return ", ".join([self.precision, *layout, "compiled" if self.compile else "not compiled"])
+
+
+@dataclass(frozen=True)
 class Execution:
     """How a supernet is run.
 
@@ -36,28 +68,28 @@ class Execution:
     evaluate: Forward | None
 
 
-def prepare(supernet: Supernet, settings: ExecutionSettings, progress: Progress) -> Execution:
-    """Prepare a supernet for training with the given settings.
+def prepare(supernet: Supernet, mode: StepMode, progress: Progress) -> Execution:
+    """Prepare a supernet for training in a mode.
 
     Args:
         supernet: Its memory layout is changed in place; the values stay as they are.
-        settings: What to use.
+        mode: How steps are computed.
         progress: Is told when nothing can be compiled here.
 
     Returns:
         The functions to call in place of the supernet.
     """
-    if settings.channels_last:
+    if mode.channels_last:
         # torch's stubs do not know that a module takes a memory format.
         supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run: Forward = supernet
-    if settings.compile:
+    if mode.compile:
         if compiler_available():
             run = CompiledSupernet(supernet)
         else:
             progress.note("no C++ compiler is installed: training runs without compilation, two to three times slower")
-    lower = settings.precision is Precision.BFLOAT16
-    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    lower = mode.precision is Precision.BFLOAT16
+    layout = torch.channels_last if mode.channels_last else torch.contiguous_format
 
     def laid_out(images: Inputs) -> Any:
         laid = map_inputs(lambda part: part.contiguous(memory_format=layout) if part.ndim == 4 else part, images)

@@ -17,6 +17,11 @@ from typing import Any, Protocol
 
 from eqdeploy.errors import CheckpointError, OutputError
 from eqdeploy.files import write_atomically
+from eqdeploy.training.execution import StepMode
+from eqdeploy.training.settings import Precision
+
+#: ``phase`` of the line that says how steps are computed, where the configuration leaves it open.
+EXECUTION = "execution"
 
 
 class Log(Protocol):
@@ -137,6 +142,31 @@ def _read_lines(path: Path, count: int) -> list[bytes]:
             f"the log has {len(complete)} lines, the training to resume had written {count}", where=str(path)
         )
     return complete[:count]
+
+
+def read_step_mode(path: Path) -> StepMode:
+    """How the steps of a run are computed whose configuration left it open: its log says what it decided.
+
+    Args:
+        path: The log.
+
+    Raises:
+        CheckpointError: If the log does not say.
+    """
+    for line in _read_lines(path, 2):
+        try:
+            entry = json.loads(line)
+            if entry["phase"] == EXECUTION:
+                precision, layout, compiled = (entry[key] for key in ("precision", "channels_last", "compile"))
+                if type(layout) is type(compiled) is bool:
+                    return StepMode(Precision(precision), layout, compiled)
+        except (ValueError, KeyError, TypeError):
+            continue
+    raise CheckpointError(
+        "the log of the training to resume does not say how its steps were computed",
+        where=str(path),
+        hint="restore the log, or start again without resuming",
+    )
 
 
 @contextmanager

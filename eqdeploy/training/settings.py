@@ -252,6 +252,10 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+#: A setting that a measurement at the start of a run decides.
+Auto = Literal["auto"]
+
+
 class ExecutionSettings(Section):
     """How the training steps are computed. All of it changes how sums are rounded, so it is part of the run.
 
@@ -267,9 +271,14 @@ class ExecutionSettings(Section):
     later = frozenset({"device"})
 
     device: Device = Device.AUTO
-    precision: Precision = Precision.FLOAT32
-    channels_last: bool = False
-    compile: bool = False
+    precision: Precision | Auto = "auto"
+    channels_last: bool | Auto = "auto"
+    compile: bool | Auto = "auto"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a measurement has to decide anything."""
+        return "auto" in (self.precision, self.channels_last, self.compile)
 
 
 class OptimizerName(StrEnum):

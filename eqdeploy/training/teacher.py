@@ -10,7 +10,7 @@ from torch import nn
 
 from eqdeploy.progress import Progress
 from eqdeploy.training.config import TrainingConfig
-from eqdeploy.training.execution import Forward, prepare
+from eqdeploy.training.execution import Forward, StepMode, prepare
 from eqdeploy.training.float_weights import load_float_weights
 from eqdeploy.training.model import make_supernet
 from eqdeploy.training.workers import Workers
@@ -20,6 +20,7 @@ def make_teacher(
     config: TrainingConfig,
     model: nn.Module,
     weights: Path,
+    mode: StepMode,
     device: torch.device,
     progress: Progress,
     workers: Workers,
@@ -30,6 +31,7 @@ def make_teacher(
         config: Of the run.
         model: Its float model; is copied.
         weights: The trained weights, which the first process reads.
+        mode: How to compute; not compiled.
         device: Where to compute.
         progress: Listener.
         workers: The processes; all of them make this call.
@@ -44,5 +46,5 @@ def make_teacher(
             load_float_weights(model, weights)
         teacher = make_supernet(config, model, config.preprocessing.to_preprocessing()).to(device)
     workers.broadcast(teacher)
-    run = prepare(teacher, config.execution.model_copy(update={"compile": False}), progress).train
+    run = prepare(teacher, mode, progress).train
     return torch.no_grad()(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from eqdeploy.progress import Progress, SilentProgress
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
 from eqdeploy.supernet.inputs import batch_size, map_inputs
+from eqdeploy.training.automatic import Workload, decide
 from eqdeploy.training.average import ParameterAverage
 from eqdeploy.training.batches import Batch, TrainingBatches, augmented_images, derive_seed, seeded_generator
 from eqdeploy.training.config import TrainingConfig
 from eqdeploy.training.evaluate import Evaluation, UniformForm, calibrated_correct, evaluate_grid
-from eqdeploy.training.execution import Forward, computing, prepare
+from eqdeploy.training.execution import Forward, StepMode, computing, prepare
 from eqdeploy.training.float_weights import save_float_weights
-from eqdeploy.training.log import Log, open_log
+from eqdeploy.training.log import EXECUTION, Log, open_log, read_step_mode
 from eqdeploy.training.model import find_objective, make_model, make_supernet
 from eqdeploy.training.observer import BatchMeasurements, GridMeasurements, Observers, TrainingObserver
 from eqdeploy.training.optimizer import make_optimizer, require_finite_parameters
@@ -155,7 +157,6 @@ class _Run:
         )
         self.supernet.to(self.device)
         self.start = read_start(config, self.model, self.supernet.network)
-        self.execution = prepare(self.supernet, config.execution, progress)
         self.generators = {
             "subnets": seeded_generator(config.seed, _SUBNETS),
             "augmentation": seeded_generator(config.seed, _AUGMENTATION),
@@ -176,11 +177,15 @@ class _Run:
             if float_only and self.start.supernet is not None:
                 raise UsageError("a run that goes on with a supernet has no float phase", where="--float-only")
         state = self.workers.from_main(lambda: self._saved_state(resume=resume))
+        self.mode = self.workers.from_main(lambda: self._step_mode(state))
+        self.execution = prepare(self.supernet, self.mode, self.progress)
         position = state.position if state else Position(Phase.FLOAT, 0, 0)
         evaluation: Evaluation | None = None
         with open_log(self.files.log, keep=position.log_lines, writes=self.workers.is_main) as log:
             if state is None:
                 log.write({"schema": LOG_SCHEMA, "configuration": self.config.digest, "data": self.train_data.digest})
+                if self.config.execution.is_open:
+                    log.write({"phase": EXECUTION, **asdict(self.mode)})
             if position.phase is Phase.FLOAT:
                 if self.start.supernet is None:
                     self._train_float(position, state, log)
@@ -230,6 +235,22 @@ class _Run:
             return load_state(self.files.state, configuration=self._identity())
         self.files.remove_state()
         return None
+
+    def _step_mode(self, state: TrainingState | None) -> StepMode:
+        """How steps are computed: as configured, as the resumed run decided, or as a measurement decides now."""
+        settings = self.config.execution
+        if not settings.is_open:
+            return StepMode.of(settings)
+        if state is not None:
+            return read_step_mode(self.files.log)
+        static = self._static_form() is not None
+        steps = {phase: batches.steps_per_epoch for phase, batches in self.batches.items()}
+        floating = self.config.float_training.epochs * steps[Phase.FLOAT]
+        elastic = self.config.supernet_training.epochs * steps[Phase.SUPERNET] * (1 if static else 3)
+        share = max(1, self.config.supernet_training.batch_size // self.workers.world_size)
+        decision = decide(self.supernet, settings, Workload(floating, elastic, share), self.device)
+        self.progress.note(f"steps are computed in {decision.mode}: {decision.reason}")
+        return decision.mode
 
     def _train_float(self, position: Position, state: TrainingState | None, log: Log) -> None:
         """Train the float network."""
@@ -374,8 +395,8 @@ class _Run:
 
     def _teacher(self) -> Forward:
         """The float network that the supernet started from."""
-        weights = self.files.float_weights
-        return make_teacher(self.config, self.model, weights, self.device, self.progress, self.workers)
+        weights, mode = self.files.float_weights, replace(self.mode, compile=False)
+        return make_teacher(self.config, self.model, weights, mode, self.device, self.progress, self.workers)
 
     def _save(
         self,

@@ -14,8 +14,8 @@ from eqdeploy.progress import SilentProgress
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.training.evaluate import calibrated_correct, evaluate_grid, even_batches
-from eqdeploy.training.execution import prepare
-from eqdeploy.training.settings import ExecutionSettings, Precision
+from eqdeploy.training.execution import StepMode, prepare
+from eqdeploy.training.settings import Precision
 from tests.unit.training_support import small_supernet
 
 PREPROCESSING = Preprocessing((8, 8), 1, (0.5,), (0.25,))
@@ -68,8 +68,8 @@ def test_the_inference_network_counts_as_the_supernet_does() -> None:
 
 @pytest.mark.parametrize("precision", list(Precision))
 def test_without_compilation_a_training_evaluates_with_the_inference_network(precision: Precision) -> None:
-    settings = ExecutionSettings(precision=precision, compile=False)
-    assert prepare(small_supernet(), settings, SilentProgress()).evaluate is None
+    mode = StepMode(precision, channels_last=False, compile=False)
+    assert prepare(small_supernet(), mode, SilentProgress()).evaluate is None
 
 
 def test_nothing_about_the_supernet_changes() -> None:

@@ -110,6 +110,7 @@ def settings(data: Path, **changes: Any) -> dict[str, Any]:
         "float_training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01},
         "supernet_training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.003},
         "augmentation": {"shift": 1},
+        "execution": {"precision": "float32", "channels_last": False, "compile": False},
         "calibration": {"initialization_images": 32, "batch_norm_images": 64},
         "checkpoint_interval_steps": 2,
     }
