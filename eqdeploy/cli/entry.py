@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from eqdeploy.cli.failures import BROKEN_PIPE, INTERRUPTED, TERMINATED, Failure, explain
 from eqdeploy.cli.session import Answer, Session
+from eqdeploy.cli.spinning import bound_spinning
 from eqdeploy.errors import OutputError, ReportedError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _FILE_WIDTH = 1000
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    bound_spinning(os.environ)
     signal.signal(signal.SIGTERM, _terminate)
     sys.stdout, sys.stderr = _usable(sys.stdout), _usable(sys.stderr)
     sys.exit(run(sys.argv[1:]))
