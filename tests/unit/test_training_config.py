@@ -34,6 +34,10 @@ def text(**changes: Any) -> str:
     return yaml.safe_dump(settings(DATA, **changes), sort_keys=False)
 
 
+def replaced(**sections: Any) -> str:
+    return yaml.safe_dump(settings(DATA) | sections, sort_keys=False)
+
+
 def test_defaults_are_the_authors_values(load: Callable[[str], TrainingConfig]) -> None:
     config = load(text())
     assert dict(config.distillation) == {"guidance": Guidance.PROGRESSIVE, "weight": 0.5, "temperature": 1.0}
@@ -209,3 +213,34 @@ def test_augmentation_that_is_off_leaves_the_digest_as_it_was(load: Callable[[st
     assert load(text(augmentation=off)).digest == load(text()).digest
     assert load(text()).canonical()["augmentation"] == {"shift": 1, "flip": False}
     assert load(text(augmentation={"brightness": 0.1})).digest != load(text()).digest
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "message"),
+    [
+        ({"kind": "sounds", "shape": [3]}, r"preprocessing: unknown kind of input.*named, tokens, values"),
+        (
+            {"kind": "values", "shape": [3], "size": 1},
+            r"preprocessing\.size: unknown key.*keys are kind, shape",
+        ),
+        ({"kind": "values", "shape": [3], "mean": [0.0]}, r"preprocessing: mean must hold 3 numbers"),
+        ({"kind": "tokens", "shape": [3]}, r"preprocessing\.vocabulary: the key is missing"),
+        ({"kind": "named", "inputs": [{"name": "a", "kind": "tokens", "shape": [3]}]}, r"inputs\.0\.vocabulary"),
+        (
+            {"kind": "named", "inputs": [{"name": "a b", "kind": "values", "shape": [3]}]},
+            "must be named like arguments",
+        ),
+    ],
+)
+def test_wrong_inputs_are_refused_with_their_line(
+    load: Callable[[str], TrainingConfig], preprocessing: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ProfileError, match=rf":\d+: .*{message}"):
+        load(replaced(preprocessing=preprocessing, augmentation={}))
+
+
+def test_only_images_are_varied(load: Callable[[str], TrainingConfig]) -> None:
+    values = {"kind": "values", "shape": [3]}
+    assert load(replaced(preprocessing=values, augmentation={})).preprocessing.to_preprocessing().shape == (3,)
+    with pytest.raises(ProfileError, match="augmentation: only images are varied"):
+        load(replaced(preprocessing=values, augmentation={"flip": True}))
