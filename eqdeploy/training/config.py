@@ -12,9 +12,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from eqdeploy.data.options import DataErrors
 from eqdeploy.errors import ProfileError
+from eqdeploy.training.input_settings import PREPROCESSING_SECTIONS, AnyPreprocessingSettings
 from eqdeploy.training.settings import (
-    PREPROCESSING_SECTIONS,
-    AnyPreprocessingSettings,
     AugmentationSettings,
     CalibrationSettings,
     Count,

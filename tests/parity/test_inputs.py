@@ -18,7 +18,8 @@ from eqdeploy.exporters.contract import export_checked, get_exporter
 from eqdeploy.freeze.float_graph import export_float_graph
 from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
 from eqdeploy.network import ElasticSpace
-from eqdeploy.profile import load_profile
+from eqdeploy.plan import EncodingSource
+from eqdeploy.profile import load_profile, shipped_profiles
 from eqdeploy.resolve import resolve
 from eqdeploy.supernet.inputs import to_inputs
 from eqdeploy.supernet.supernet import Supernet
@@ -107,3 +108,26 @@ def test_inputs_that_forward_does_not_take_are_refused() -> None:
     for wrong in ({"series": series, "words": words}, {"words": words}, {"a": words, "b": series}):
         with pytest.raises(UnsupportedOperationError, match=r"forward takes words, series, scale.*in their order"):
             Supernet.from_float(Both(), wrong, ElasticSpace(bits=(8,)))
+
+
+class Moved(nn.Module):
+    """Moves its ids, and compares them, before it looks them up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCABULARY, 4), nn.Linear(24, 5)
+
+    def forward(self, words: Tensor) -> Tensor:
+        moved = torch.cat([words, words.flip(1)], 1).reshape(-1, 2, 6)[:, 0]
+        return self.head(self.embed(moved).flatten(1))
+
+
+@pytest.mark.parametrize("profile", shipped_profiles())
+def test_no_device_quantizes_ids(profile: str) -> None:
+    supernet = Supernet.from_float(Moved().eval(), to_inputs(WORDS.example(2)), ElasticSpace())
+    plan = resolve(load_profile(profile), supernet.network, None)
+    ids = [tensor.name for tensor in supernet.network.tensors if tensor.integer]
+    assert len(ids) == 5
+    for name in ids:
+        assert plan.tensor[name].source is EncodingSource.NONE
+        assert "holds integers" in plan.tensor[name].reason

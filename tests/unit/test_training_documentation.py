@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from eqdeploy.training.config import TrainingConfig
-from eqdeploy.training.settings import NamedSettings, TokenSettings, ValueSettings
+from eqdeploy.training.input_settings import NamedSettings, TokenSettings, ValueSettings
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 PHASES = ("float_training", "supernet_training")
