@@ -119,7 +119,8 @@ class Moved(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         moved = torch.cat([words, words.flip(1)], 1).reshape(-1, 2, 6)[:, 0]
-        return self.head(self.embed(moved).flatten(1))
+        scores: Tensor = self.head(self.embed(moved).flatten(1))
+        return scores
 
 
 @pytest.mark.parametrize("profile", shipped_profiles())
