@@ -46,8 +46,8 @@ def view_resolved(resolved: ResolvedPlan) -> RenderableType:
     share = resolved.float_share
     part = f" of the {1 - share.parameter_share:.1%} that are quantized" if share.float_parameters else ""
     head = (
-        f"{resolved.plan.profile} for {resolved.supernet}: weights {resolved.average_weight_bits:.2f} bits{part}, "
-        f"activations {resolved.average_activation_bits:.2f} bits on average"
+        f"{resolved.plan.profile} for {resolved.supernet}: weights {resolved.average_weight_bits:.2f} bits on average"
+        f"{part}, activations {resolved.average_activation_bits:.2f} bits on average"
     )
     return Group(Text(printable(head)), Text(printable(share.summary)), *view_plan(PlanSummary.of(resolved.plan)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -29,6 +29,7 @@ from eqdeploy.profile_loading import load_profile
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter
 from eqdeploy.resolve import resolve
+from eqdeploy.supernet.inputs import Inputs
 from eqdeploy.supernet.supernet import Supernet
 from tests.unit.freeze_support import CASE, SPACE_WITH_SEVEN, supernet_of
 
@@ -58,7 +59,7 @@ def plan_for(profile: str) -> DevicePlan:
     return resolve(load_profile(profile), prepared()[0].network)
 
 
-def calibrated(plan: DevicePlan, batches: list[Tensor] | None = None) -> BatchNormCalibration:
+def calibrated(plan: DevicePlan, batches: Sequence[Inputs] | None = None) -> BatchNormCalibration:
     supernet, _ = prepared()
     supernet.activate(plan.subnet)
     return calibrate_batch_norm(supernet, batches or augmented_batches(IMAGES, PREPROCESSING, AUGMENTATION, 3))
