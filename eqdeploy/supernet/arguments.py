@@ -7,7 +7,7 @@ import inspect
 from torch import Tensor, nn
 
 from eqdeploy.errors import UnsupportedOperationError
-from eqdeploy.supernet.inputs import Inputs
+from eqdeploy.supernet.inputs import Inputs, parts
 
 #: How to say what each input of several is.
 NAMED_HINT = "name every input under preprocessing: kind: named, inputs: [{name: ..., kind: values, shape: [...]}, ...]"
@@ -41,6 +41,14 @@ def check_arguments(model: nn.Module, example_input: Inputs) -> None:
             where=where,
             hint="name the inputs like the arguments of forward, all that have no default, in their order",
         )
+
+
+def failure_hint(model: nn.Module, inputs: Inputs) -> str | None:
+    """What may help where a model fails on its inputs: ids where it looks something up; None for everything else."""
+    looks_up = any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in model.modules())
+    if looks_up and all(part.is_floating_point() for part in parts(inputs)):
+        return "an embedding reads integers: write preprocessing: {kind: tokens, shape: [...], vocabulary: ...}"
+    return None
 
 
 def _is_needed(parameter: inspect.Parameter) -> bool:

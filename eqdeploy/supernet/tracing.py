@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqdeploy.errors import UnsupportedOperationError
-from eqdeploy.supernet.arguments import NAMED_HINT, check_arguments
+from eqdeploy.supernet.arguments import NAMED_HINT, check_arguments, failure_hint
 from eqdeploy.supernet.canonical import (
     merge_bounds,
     pass_inputs_by_position,
@@ -201,6 +201,7 @@ def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         raise UnsupportedOperationError(
             f"the model fails on an input of shape {shapes_of(inputs)}: {_first_line(error)}",
             where=type(model).__name__,
+            hint=failure_hint(model, inputs),
         ) from error
     return tensors_in(returned)
 

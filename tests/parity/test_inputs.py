@@ -132,3 +132,8 @@ def test_no_device_quantizes_ids(profile: str) -> None:
     for name in ids:
         assert plan.tensor[name].source is EncodingSource.NONE
         assert "holds integers" in plan.tensor[name].reason
+
+
+def test_an_embedding_that_gets_no_ids_says_what_to_write() -> None:
+    with pytest.raises(UnsupportedOperationError, match="an embedding reads integers.*kind: tokens"):
+        Supernet.from_float(sentence(), torch.zeros(2, 6), ElasticSpace(bits=(8,)))
