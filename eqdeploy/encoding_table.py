@@ -7,7 +7,6 @@ the model files.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqdeploy.errors import ValidationError
-from eqdeploy.files import read_bounded, write_json
+from eqdeploy.files import write_json
+from eqdeploy.json_file import read_json
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel
 
@@ -55,10 +55,7 @@ def check_encodings(directory: Path, model: QuantizedModel) -> None:
         ValidationError: If the file is missing or damaged, or an entry differs; names the first one.
     """
     path = directory / ENCODINGS_FILE
-    try:
-        stored = json.loads(read_bounded(path, _MAXIMUM_BYTES, ValidationError))
-    except (ValueError, RecursionError) as error:
-        raise ValidationError("not valid JSON", where=str(path)) from error
+    stored = read_json(path, _MAXIMUM_BYTES, ValidationError)
     expected = encoding_table(model)
     if not isinstance(stored, dict) or stored.get("schema") != _SCHEMA:
         raise ValidationError(f"not a table of encodings of schema {_SCHEMA}", where=str(path))

@@ -14,6 +14,7 @@ from typing import Any
 
 from eqdeploy.errors import CheckpointError, UsageError, ValidationError
 from eqdeploy.files import read_bounded
+from eqdeploy.json_file import parse_json, refuse_repeated_tensors
 
 #: Largest JSON document and ONNX model (protobuf's own limit) that is opened.
 MAXIMUM_JSON_BYTES = 256 << 20
@@ -118,6 +119,7 @@ def _inspect_checkpoint(path: Path, size: int) -> Inspection:
             metadata: dict[str, str] = file.metadata() or {}
             slices = [(name, file.get_slice(name)) for name in sorted(file.keys())]
             tensors = [(name, str(entry.get_dtype()), tuple(entry.get_shape())) for name, entry in slices]
+        refuse_repeated_tensors(path, CheckpointError)
     except (SafetensorError, OSError) as reason:
         raise CheckpointError(f"not a safetensors file: {reason}", where=str(path)) from reason
     facts: dict[str, Any] = {"tensors": len(tensors)}
@@ -218,11 +220,11 @@ def _inspect_json(path: Path, size: int) -> Inspection:
     """Summarize a JSON document: its kind and its top level."""
     content = read_bounded(path, MAXIMUM_JSON_BYTES, ValidationError)
     try:
-        document = json.loads(content, parse_constant=str, parse_float=_finite)  # NaN is no JSON
-    except (ValueError, RecursionError) as reason:
+        document = parse_json(content, str(path), ValidationError, parse_float=_finite, parse_constant=str)
+    except ValidationError as reason:
         if path.suffix != ".json":
             raise _unknown_kind(path) from reason
-        raise ValidationError(f"not valid JSON: {reason}", where=str(path)) from reason
+        raise
     if not isinstance(document, dict):
         return Inspection(path, "json list", size, {"entries": len(document)})
     kind = next((name for name, keys in _JSON_KINDS if keys <= set(document)), "json")

@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic import ValidationError as ModelError
 
 from eqdeploy import __version__
 from eqdeploy.errors import MissingDependencyError, ValidationError
-from eqdeploy.files import model_error, read_bounded, write_json
+from eqdeploy.files import read_bounded, write_json
+from eqdeploy.json_file import parse_json_model
 
 MANIFEST_FILE = "manifest.json"
 
@@ -130,10 +130,8 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST_FILE
     if not path.is_file():
         raise ValidationError("not an artifact of eqdeploy", where=str(directory), hint=f"it holds no {MANIFEST_FILE}")
-    try:
-        return Manifest.model_validate_json(read_bounded(path, MAXIMUM_BYTES, ValidationError))
-    except ModelError as reason:
-        raise model_error(reason, "a manifest", str(path), ValidationError) from reason
+    content = read_bounded(path, MAXIMUM_BYTES, ValidationError)
+    return parse_json_model(content, Manifest, "a manifest", str(path), ValidationError)
 
 
 def verify_manifest(directory: Path) -> Manifest:

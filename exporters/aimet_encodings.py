@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from eqdeploy import __version__
 from eqdeploy.errors import ValidationError
+from eqdeploy.json_file import refuse_repeated_keys
 from eqdeploy.quant.encoding import Encoding
 
 VERSION: Literal["0.6.1"] = "0.6.1"
@@ -186,6 +187,7 @@ def from_json(text: str, where: str) -> AimetFile:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ValidationError(first["msg"], where=f"{where}: {place}" if place else where) from error
+    refuse_repeated_keys(text, where, ValidationError)
     both = sorted(set(document.activation_encodings) & set(document.param_encodings))
     if both:
         raise ValidationError("stands in both sections", where=f"{where}: {both[0]}")

@@ -14,6 +14,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from eqdeploy.errors import ValidationError
+from eqdeploy.json_file import refuse_repeated_keys
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel
 
@@ -98,10 +99,12 @@ def read_facts(graph_model: ir.Model, where: str) -> FileFacts:
             hint="bit widths cannot be told from the graph alone; was the file rewritten by another tool?",
         )
     try:
-        return FileFacts.model_validate_json(text)
+        facts = FileFacts.model_validate_json(text)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ValidationError(
             f"{first['msg']}: {place or 'the whole entry'}", where=f"{where}: {METADATA_KEY}"
         ) from error
+    refuse_repeated_keys(text, f"{where}: {METADATA_KEY}", ValidationError)
+    return facts

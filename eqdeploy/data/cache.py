@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqdeploy.errors import OutputError, UsageError
+from eqdeploy.errors import DataError, OutputError, UsageError
+from eqdeploy.json_file import parse_json
 
 #: Environment variable with the folder that ``auto`` stands for, or ``off``.
 CACHE_VARIABLE = "EQDEPLOY_CACHE"
@@ -125,14 +126,14 @@ def load_entry(folder: Path, key: CacheKey) -> CachedImages | None:
     try:
         if metadata.stat().st_size > _MAXIMUM_METADATA:
             return None
-        document = json.loads(metadata.read_bytes())
+        document = parse_json(metadata.read_bytes(), str(metadata), DataError)
         shape = tuple(document["shape"])
         whole = len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
         if not whole or pixels.stat().st_size != math.prod(shape):
             return None
         skipped = [(int(index), str(reason)) for index, reason in document["skipped"]]
         return CachedImages(np.memmap(pixels, np.uint8, "r", shape=shape), skipped, str(document["digest"]))
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (DataError, OSError, ValueError, TypeError, LookupError):
         return None
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError as ModelError
 from eqdeploy.data import InputPreprocessing, read_preprocessing
 from eqdeploy.errors import CheckpointError, ValidationError
 from eqdeploy.files import model_error, read_bounded, write_json
+from eqdeploy.json_file import parse_json_model
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile import DeviceProfile
 from eqdeploy.requests import MAXIMUM_SEED, ExportRequest, Gates
@@ -130,7 +131,5 @@ def read_configuration(directory: Path) -> Configuration:
         ValidationError: If it is missing or not what :func:`write_configuration` writes.
     """
     path = directory / CONFIGURATION_FILE
-    try:
-        return Configuration.model_validate_json(read_bounded(path, _MAXIMUM_BYTES, ValidationError))
-    except ModelError as reason:
-        raise model_error(reason, "a configuration", str(path), ValidationError) from reason
+    content = read_bounded(path, _MAXIMUM_BYTES, ValidationError)
+    return parse_json_model(content, Configuration, "a configuration", str(path), ValidationError)

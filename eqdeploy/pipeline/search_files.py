@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from eqdeploy.errors import OutputError
-from eqdeploy.files import read_bounded, write_atomically, write_json
+from eqdeploy.files import write_atomically, write_json
+from eqdeploy.json_file import read_json
 from eqdeploy.pipeline.configuration import SUBNET_FILE
 from eqdeploy.search.budgets import Budget
 from eqdeploy.search.charts import draw_bits, draw_pareto
@@ -51,9 +51,9 @@ def recognize_search(folder: Path) -> None:
         OutputError: If it has no valid ``search.json``.
     """
     try:
-        document = json.loads(read_bounded(folder / SEARCH_FILE, _MAXIMUM_BYTES, OutputError))
+        document = read_json(folder / SEARCH_FILE, _MAXIMUM_BYTES, OutputError)
         found = isinstance(document, dict) and document.get("format") == SEARCH_FORMAT
-    except (OutputError, ValueError, RecursionError):
+    except OutputError:
         found = False
     if not found:
         raise OutputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 from eqdeploy.data import InputPreprocessing, LabelledImages, LoadOptions, load_images
 from eqdeploy.data.references import DIGITS
 from eqdeploy.errors import CheckpointError, DataError, ProfileError
-from eqdeploy.files import read_bounded
+from eqdeploy.json_file import read_json
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.checkpoint import Checkpoint, load_checkpoint
 from eqdeploy.yaml_file import suggest
@@ -195,11 +194,7 @@ def load_subnet(path: Path | None) -> SubnetConfig | None:
     """
     if path is None:
         return None
-    try:
-        document = json.loads(read_bounded(path, _MAXIMUM_SUBNET_BYTES, ProfileError))
-    except (ValueError, RecursionError) as error:
-        raise ProfileError("not valid JSON", where=str(path)) from error
-    return SubnetConfig.from_json(document, where=str(path))
+    return SubnetConfig.from_json(read_json(path, _MAXIMUM_SUBNET_BYTES, ProfileError), where=str(path))
 
 
 def _few(names: tuple[str, ...]) -> str:

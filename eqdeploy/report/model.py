@@ -17,6 +17,7 @@ from pydantic import ValidationError as ModelError
 
 from eqdeploy.errors import AccuracyError, EqDeployError, ParityError, ValidationError
 from eqdeploy.files import model_error, read_bounded, write_json
+from eqdeploy.json_file import refuse_repeated_keys
 from eqdeploy.manifest import Provenance
 from eqdeploy.plan import BatchNormFolding, BiasFormat, Coverage, DevicePlan, EncodingSource
 from eqdeploy.quantized_model import FoldedLayer
@@ -315,6 +316,7 @@ class ArtifactReport(_Model):
             raise model_error(reason, "a report", where, ValidationError) from reason
         except ValueError as reason:
             raise ValidationError("holds a number that is not finite", where=where) from reason
+        refuse_repeated_keys(text, where, ValidationError)
         if verdict != report.verdict:
             raise ValidationError(
                 f"the levels add up to {str(report.verdict)!r}, not to {verdict!r}", where=f"{where}: verdict"

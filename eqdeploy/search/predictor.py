@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from eqdeploy.errors import CheckpointError, UsageError
-from eqdeploy.files import model_error, write_atomically
+from eqdeploy.files import write_atomically
+from eqdeploy.json_file import parse_json_model, refuse_repeated_tensors
 from eqdeploy.quant.form import Form
 from eqdeploy.search.encoding import Column, SubnetEncoding
 from eqdeploy.search.genes import Role
@@ -181,10 +182,8 @@ class Predictor:
             raise CheckpointError(f"not a valid safetensors file: {error}", where=str(path)) from error
         if len(text) > _MAXIMUM_METADATA:
             raise CheckpointError("the metadata are too long", where=str(path))
-        try:
-            metadata = _Metadata.model_validate_json(text)
-        except ValidationError as error:
-            raise model_error(error, "a predictor", str(path), CheckpointError) from error
+        refuse_repeated_tensors(path, CheckpointError)
+        metadata = parse_json_model(text, _Metadata, "a predictor", str(path), CheckpointError)
         columns = tuple(Column(*column) for column in metadata.columns)
         weights, biases, seen = _checked(tensors, len(columns), path)
         return Predictor(

@@ -15,10 +15,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from eqdeploy.errors import DataError, OutputError, UsageError
-from eqdeploy.files import model_error, read_bounded, write_atomically
+from eqdeploy.files import read_bounded, write_atomically
+from eqdeploy.json_file import parse_json_model
 from eqdeploy.network import NetworkDescription
 from eqdeploy.quant.form import Form
 from eqdeploy.search.encoding import Column, SubnetEncoding
@@ -153,11 +154,9 @@ class MeasurementStore:
         if not path.is_file():
             raise DataError("no measurements", where=str(folder), hint="eqdeploy sample makes them")
         content = read_bounded(path, _MAXIMUM_HEADER_BYTES, DataError)
+        header = parse_json_model(content, StoreHeader, "a header of measurements", str(path), DataError)
         try:
-            # Parsed as JSON by pydantic: strictness then means JSON's types.
-            return MeasurementStore(folder, StoreHeader.model_validate_json(content))
-        except ValidationError as error:
-            raise model_error(error, "a header of measurements", str(path), DataError) from error
+            return MeasurementStore(folder, header)
         except ValueError as error:
             raise DataError(str(error), where=f"{path}: forms") from error
 
@@ -277,10 +276,7 @@ class MeasurementStore:
 
     def _parse(self, content: bytes, *, where: str) -> tuple[str, SubnetConfig, SubnetMeasurement]:
         """Read one line back."""
-        try:
-            line = _Line.model_validate_json(content)
-        except ValidationError as error:
-            raise model_error(error, "a measurement", where, DataError) from error
+        line = parse_json_model(content, _Line, "a measurement", where, DataError)
         header = self.header
         sizes = len(line.weights), len(line.activations)
         if sizes != (len(header.layers), len(header.tensors)) or max(*line.weights, *line.activations, 0) >= len(

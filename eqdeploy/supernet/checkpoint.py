@@ -20,6 +20,7 @@ from eqdeploy.data.inputs import InputPreprocessing, read_preprocessing
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import CheckpointError, EqDeployError, MissingDependencyError
 from eqdeploy.files import write_atomically
+from eqdeploy.json_file import refuse_repeated_keys, refuse_repeated_tensors
 from eqdeploy.network import BatchNormTraining, ElasticSpace, Residual, ScaleTraining
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
@@ -242,6 +243,7 @@ def _read(path: Path, action: Callable[[Any], Any]) -> Any:
         raise CheckpointError(problem, where=str(path))
     try:
         with safe_open(str(path), framework="pt") as stream:
+            refuse_repeated_tensors(path, CheckpointError)
             return action(stream)
     except PermissionError as error:
         raise CheckpointError("permission denied", where=str(path)) from error
@@ -257,7 +259,9 @@ def _parse_metadata(entries: Mapping[str, str] | None, path: Path) -> Checkpoint
             "a safetensors file, but not a supernet", where=str(path), hint="eqdeploy train makes one"
         )
     try:
-        return CheckpointMetadata.model_validate_json(text)
+        metadata = CheckpointMetadata.model_validate_json(text)
+        refuse_repeated_keys(text, f"{path}: metadata", CheckpointError)
+        return metadata
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "metadata"

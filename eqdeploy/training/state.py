@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from eqdeploy.errors import CheckpointError, TrainingError
 from eqdeploy.files import write_atomically
+from eqdeploy.json_file import parse_json
 from eqdeploy.training.average import ParameterAverage
 
 STATE_SCHEMA = 1
@@ -242,7 +243,7 @@ def _restore_moments(moments: _Moments, model: nn.Module, optimizer: torch.optim
 def _read_document(text: str | None, path: Path) -> tuple[Position, Mapping[str, Any], Mapping[str, int]]:
     """Read position, configuration and checksums from the metadata."""
     try:
-        document = json.loads(text or "null")
+        document = parse_json(text or "null", str(path), CheckpointError)
         if document["schema"] != STATE_SCHEMA:
             raise ValueError
         position, configuration = document["position"], document["configuration"]

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     ("errors", "progress", "requests", "text"),
     ("files", "user_code"),
+    ("json_file",),
     ("yaml_file", "manifest", "inspection"),
     ("artifact", "project"),
     ("quant",),
