@@ -169,6 +169,29 @@ def verify_manifest(directory: Path) -> Manifest:
     return manifest
 
 
+def enclosing_artifact(directory: Path) -> Path | None:
+    """The artifact that a folder is, or lies in; None if it lies in none.
+
+    An artifact may come from anywhere, so nothing in it is obeyed or executed: no project file, no module. Its manifest
+    is not checked here: a damaged one makes a folder no more trustworthy.
+
+    Args:
+        directory: Any folder.
+    """
+    absolute = directory.absolute()
+    return next((folder for folder in (absolute, *absolute.parents) if _looks_like_artifact(folder)), None)
+
+
+def _looks_like_artifact(folder: Path) -> bool:
+    """Whether a folder holds a manifest of ours; other programs have files of that name."""
+    try:
+        with (folder / MANIFEST_FILE).open("rb") as stream:
+            content = stream.read(MAXIMUM_BYTES)
+    except OSError:
+        return False
+    return b'"artifact"' in content and b'"eqdeploy"' in content
+
+
 def _stays_inside(name: str) -> bool:
     """Whether a path of a manifest is relative, in normal form and below the artifact."""
     path = PurePosixPath(name)

@@ -5,12 +5,14 @@ Flags take the place of its keys one by one, and its keys take the place of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from eqdeploy.errors import UsageError
+from eqdeploy.manifest import enclosing_artifact
 from eqdeploy.requests import (
     DEFAULT_DATA,
     DEFAULT_OUTPUT,
@@ -119,6 +121,13 @@ class ProjectSettings(BaseModel):
             if value == "":
                 raise UsageError("is empty", where="--out" if key == "output" else f"--{key}", hint="leave it out")
         return self.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+    def without_code(self) -> ProjectSettings:
+        """These settings without the model that a file named, for commands that look into what somebody else made.
+
+        Such a command runs code only where its own options name it; call this before :meth:`override`.
+        """
+        return self.model_copy(update={"model": None})
 
     @property
     def gates(self) -> Gates:
@@ -250,20 +259,27 @@ class ProjectSettings(BaseModel):
         return tuple(dict.fromkeys(self.profiles))
 
 
-def load_project(directory: Path) -> ProjectSettings:
+def load_project(directory: Path, note: Callable[[str], None] | None = None) -> ProjectSettings:
     """Read the project file of a folder.
 
     Args:
         directory: The working directory; parents are not searched.
+        note: Tells the user that a file is there and is not read; None to say nothing.
 
     Returns:
-        Its settings, or settings without any choice when there is no file.
+        Its settings, or settings without any choice when there is no file, or when it lies in an artifact: an artifact
+        may come from anywhere, and a project file may name code to run.
 
     Raises:
         ProfileError: If the file is not valid; names file, line and key.
     """
     path = directory / PROJECT_FILE
     if not path.exists() and not path.is_symlink():
+        return ProjectSettings()
+    artifact = enclosing_artifact(directory)
+    if artifact is not None:
+        if note is not None:
+            note(f"{PROJECT_FILE} is not read: it lies in the artifact {artifact}")
         return ProjectSettings()
     # A path relative to the working directory reads better in messages than an absolute one.
     return read_yaml_model(Path(PROJECT_FILE) if directory == Path.cwd() else path, ProjectSettings)

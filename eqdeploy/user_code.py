@@ -1,7 +1,7 @@
 """Functions of the user's own, given on the command line as ``package.module:function``.
 
-Importing one runs the user's code, so a reference must come from the user (command line or project file), never from
-a checkpoint or a data file.
+Importing one runs the user's code, so a reference must come from the user (command line, or the project file where
+nothing is under inspection), never from a checkpoint, a data file or an artifact.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eqdeploy.errors import EqDeployError, UsageError
+from eqdeploy.manifest import enclosing_artifact
 
 #: What the user's own code may raise: anything, and it may ask to exit, which must not look like success.
 #: KeyboardInterrupt passes.
@@ -46,7 +47,13 @@ def import_attribute(reference: str) -> object:
     except ModuleNotFoundError as error:
         own = error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}."))
         message = f"no module named {error.name!r}" if own else f"the module needs {error.name!r}, not installed"
-        raise UsageError(message, where=reference, hint=f"looked in {Path.cwd()} and Python's path") from error
+        artifact = enclosing_artifact(Path.cwd())
+        hint = (
+            f"looked in {Path.cwd()} and Python's path"
+            if artifact is None
+            else f"looked in Python's path; nothing in the artifact {artifact} is imported"
+        )
+        raise UsageError(message, where=reference, hint=hint) from error
     except EqDeployError:
         raise
     except USER_CODE_ERRORS as error:
@@ -87,7 +94,14 @@ def call(function: Callable[..., Any], *arguments: object, where: str, what: str
 
 @contextmanager
 def working_directory_importable() -> Iterator[None]:
-    """Put the working directory first on the import path, as ``python -m`` does, and take it off again."""
+    """Put the working directory first on the import path, as ``python -m`` does, and take it off again.
+
+    Not if it is an artifact or lies in one: what was downloaded to be checked must not be imported, even under the
+    name of a module that the user means.
+    """
+    if enclosing_artifact(Path.cwd()) is not None:
+        yield
+        return
     directory = str(Path.cwd())
     sys.path.insert(0, directory)
     importlib.invalidate_caches()

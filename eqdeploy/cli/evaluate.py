@@ -38,7 +38,9 @@ def evaluate(
     session: Session = context.obj
     from eqdeploy.project import load_project
 
-    settings = load_project(Path.cwd()).override(
+    project = load_project(Path.cwd(), session.note)
+    # A model file or an artifact may be anybody's, and so may the folder that it came in.
+    settings = (project if target is None else project.without_code()).override(
         supernet=supernet, model=model, data=data, min_accuracy=min_accuracy, max_drop=max_drop, seed=seed
     )
     # Only a function that the user names now is called, never one that a file names.

@@ -66,7 +66,7 @@ def export(
         raise UsageError("is for a search only", where=given.get(name, f"--{name}"), hint="add --search")
     from eqdeploy.project import load_project
 
-    settings = load_project(Path.cwd()).override(
+    settings = load_project(Path.cwd(), session.note).override(
         supernet=supernet,
         model=model,
         data=data,

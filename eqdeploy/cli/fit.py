@@ -41,7 +41,7 @@ def fit(
     session: Session = context.obj
     from eqdeploy.project import load_project
 
-    settings = load_project(Path.cwd()).override(seed=seed)
+    settings = load_project(Path.cwd(), session.note).override(seed=seed)
     request = FitRequest(store, output, target, held_out=held_out, seed=settings.seed or 0, force=force)
     with session.working() as progress:
         from eqdeploy import pipeline

@@ -34,7 +34,7 @@ def latency(
     session: Session = context.obj
     from eqdeploy.project import load_project
 
-    settings = load_project(Path.cwd()).override(
+    settings = load_project(Path.cwd(), session.note).override(
         supernet=supernet, model=model, profiles=(profile,) if profile is not None else ()
     )
     resolved = settings.resolve_request(subnet=None)

@@ -29,7 +29,7 @@ def resolve(
     session: Session = context.obj
     from eqdeploy.project import load_project
 
-    settings = load_project(Path.cwd()).override(
+    settings = load_project(Path.cwd(), session.note).override(
         supernet=supernet, model=model, profiles=(profile,) if profile is not None else ()
     )
     request = settings.resolve_request(subnet=subnet)

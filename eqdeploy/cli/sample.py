@@ -61,7 +61,7 @@ def sample(
     session: Session = context.obj
     from eqdeploy.project import load_project
 
-    settings = load_project(Path.cwd()).override(supernet=supernet, model=model, data=data, seed=seed)
+    settings = load_project(Path.cwd(), session.note).override(supernet=supernet, model=model, data=data, seed=seed)
     request = SampleRequest(
         output,
         count,

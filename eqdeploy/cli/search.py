@@ -49,7 +49,7 @@ def search(
     session: Session = context.obj
     from eqdeploy.project import load_project
 
-    settings = load_project(Path.cwd()).override(
+    settings = load_project(Path.cwd(), session.note).override(
         supernet=supernet,
         model=model,
         data=data,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eqdeploy.errors import EqDeployError
+from eqdeploy.text import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,6 +67,11 @@ class Session:
             elif argument.startswith("--json="):
                 session.json_target = argument.removeprefix("--json=")
         return session
+
+    def note(self, message: str) -> None:
+        """Tell something that every user should read, unless progress is suppressed."""
+        if not self.quiet:
+            sys.stderr.write(f"{printable(message)}\n")
 
     @contextmanager
     def working(self) -> Iterator[PlainProgress | SilentProgress]:

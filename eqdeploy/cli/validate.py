@@ -37,7 +37,9 @@ def validate(
     session: Session = context.obj
     from eqdeploy.project import load_project
 
-    settings = load_project(Path.cwd()).override(
+    # The artifact may be anybody's, and so may the folder that it came in: code is what the options name, no more.
+    project = load_project(Path.cwd(), session.note).without_code()
+    settings = project.override(
         supernet=supernet,
         model=model,
         data=data,

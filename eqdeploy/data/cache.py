@@ -51,7 +51,8 @@ class CachedImages:
     Attributes:
         images: (N, C, H, W), mapped from the file, read-only; without those that were left out.
         skipped: Those that were left out.
-        digest: What :class:`eqdeploy.data.labelled.LabelledImages` computed for them.
+        digest: What :class:`eqdeploy.data.labelled.LabelledImages` computed for them when they were decoded; whoever
+            uses them compares it.
     """
 
     images: NDArray[np.uint8]
@@ -121,7 +122,7 @@ def clear_cache(folder: Path) -> int:
 
 
 def load_entry(folder: Path, key: CacheKey) -> CachedImages | None:
-    """An entry, or None where there is none that is whole."""
+    """An entry, or None where there is none that is whole, as far as sizes tell."""
     pixels, metadata = _paths(folder, key)
     try:
         if metadata.stat().st_size > _MAXIMUM_METADATA:

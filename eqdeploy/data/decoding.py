@@ -112,12 +112,31 @@ class _Job:
     def cached(self, folder: Path) -> LabelledImages:
         """Take decoded images from the cache, after putting them there if need be."""
         key = self._key()
-        found = load_entry(folder, key)
+        found = self._checked_entry(folder, key)
         if found is None:
             with locked_place(folder, key):
-                found = load_entry(folder, key) or self._store(folder, key)
+                found = self._checked_entry(folder, key) or self._store(folder, key)
         self._report(found.skipped)
         return self._labelled(found.images, found.skipped, digest=found.digest)
+
+    def _checked_entry(self, folder: Path, key: CacheKey) -> CachedImages | None:
+        """An entry whose images are those that were decoded, or None.
+
+        Pixels that were lost, as by a power cut, leave a file of the right size. All of them are read once in every
+        start: that costs what reading the file costs, a small part of decoding it.
+        """
+        found = load_entry(folder, key)
+        if found is None:
+            return None
+        with self.options.progress.stage(f"checking the decoded images of {self.encoded.source}"):
+            try:
+                digest = self._labelled(found.images, found.skipped).digest
+            except (DataError, IndexError):  # other images are said to be skipped than fit the labels
+                digest = ""
+        if digest == found.digest:
+            return found
+        self.options.progress.note(f"{self.encoded.source}: decoded images in {folder} are damaged, decoding again")
+        return None
 
     def fill(self, images: NDArray[np.uint8]) -> list[Skipped]:
         """Decode every image into its place; return those that cannot be read."""

@@ -35,7 +35,7 @@ class LabelledImages:
         source: Where they come from, for messages and reports.
         skipped: Images that were left out because they cannot be read, each with the reason.
         digest: SHA-256 over pixels, labels and class names: the same data have the same digest, however stored.
-            Computed unless it is given; only a cache that computed it before gives it.
+            Computed unless it is given; only a cache gives it, after it has computed it once.
 
     Raises:
         DataError: If shapes or types are wrong, a pixel is not finite or a label has no class.

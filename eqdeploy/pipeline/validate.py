@@ -39,7 +39,7 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
         records = read_records(directory)
     stored, configuration = records.report, records.configuration
     images = load_image_sets(
-        request.data or configuration.data,
+        request.data or _own_data(configuration),
         records.preprocessing,
         tuple(configuration.classes),
         calibration=configuration.calibration_images,
@@ -74,12 +74,25 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
     )
 
 
+def _own_data(configuration: Configuration) -> str:
+    """The data that an artifact names: shipped ones, or a name in the working directory.
+
+    Raises:
+        DataError: If it names a place elsewhere. An export writes names only, and what is read from where is the
+            user's choice, not the artifact's.
+    """
+    name = configuration.data
+    if Path(name).name != name or name in (".", ".."):
+        raise DataError("the artifact names data by a path", where=name, hint="name the images with --data")
+    return name
+
+
 def _original_calibration(records: Records) -> LabelledImages | None:
     """The calibration images of the export, None if they are not at hand."""
     configuration = records.configuration
     try:
         images = load_image_sets(
-            configuration.data,
+            _own_data(configuration),
             records.preprocessing,
             tuple(configuration.classes),
             calibration=configuration.calibration_images,

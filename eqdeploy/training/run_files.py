@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +49,32 @@ class RunFiles:
             if path.exists() and not path.is_dir():
                 raise OutputError("a file is where the output folder should be", where=str(path))
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder, which is made if there is none, while the context is open.
+
+        The folder itself is locked, so no file tells of it; the system gives the lock back when the process ends,
+        however it ends. A folder that was made and stays empty is removed again.
+
+        Raises:
+            OutputError: If another run has the folder, or it cannot be made.
+        """
+        folder = self.state.parent
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise OutputError(f"cannot be written to: {error.strerror or error}", where=str(folder)) from error
+        try:
+            _lock(descriptor, folder)
+            yield
+        finally:
+            os.close(descriptor)
+            with suppress(OSError):
+                for path in made:
+                    path.rmdir()
+
     def refuse_overwriting(self) -> None:
         """Refuse to start where a run has finished or can be resumed.
 
@@ -69,3 +99,20 @@ class RunFiles:
             self.state.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"cannot remove: {error.strerror or error}", where=str(self.state)) from error
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Lock an open folder.
+
+    Raises:
+        OutputError: If another run has locked it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(
+            "another training writes here", where=str(folder), hint="wait for its end, or name another folder"
+        ) from error
+    except OSError:
+        # Some network file systems lock no folders. Training there is worth more than the protection.
+        return

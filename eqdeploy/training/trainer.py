@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def train(
         TrainingError: If a loss or parameter is not finite, or the saved state belongs to another configuration.
             The last saved state stays as it was.
         CheckpointError: If the saved state is damaged.
-        OutputError: If a file exists already or cannot be written.
+        OutputError: If a file exists already or cannot be written, or another run writes to the folder.
         ReportedError: In all processes but the first, in the place of these.
     """
     files = RunFiles.of(output)
@@ -103,10 +104,11 @@ def train(
             update={"model": config.model.model_copy(update={"architecture": None, "arguments": {}})}
         )
     progress = progress if progress is not None and workers.is_main else SilentProgress()
-    with computing(threads=config.threads, seed=derive_seed(config.seed, _MODEL)):
+    with ExitStack() as held, computing(threads=config.threads, seed=derive_seed(config.seed, _MODEL)):
         with workers.together():
             if workers.is_main:
                 files.require_folder()
+                held.enter_context(files.locked())
                 if not overwrite and not (resume and files.state.exists()):
                     files.refuse_overwriting()
             options = LoadOptions(config.data_errors, config.data_cache, run_code=run_code, progress=progress)

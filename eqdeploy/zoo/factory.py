@@ -12,7 +12,8 @@ def load_factory(reference: str) -> nn.Module:
     """Import a module, call the function in it and return the model.
 
     This runs the user's code, so the reference must come from the user (command line or project file), never
-    from a checkpoint. Modules are looked up in the working directory first, as ``python -m`` does.
+    from a checkpoint or an artifact. Modules are looked up in the working directory first, as ``python -m`` does,
+    unless it lies in an artifact.
 
     Args:
         reference: ``package.module:factory``; the factory takes no argument and returns a ``torch.nn.Module``.

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,31 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PROFILE = "snpe-dsp"
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which the profile was exported once, with nothing but defaults."""
-    folder = tmp_path_factory.mktemp("project")
-    done = subprocess.run(
-        [sys.executable, "-m", "eqdeploy", "export", "--profile", PROFILE, "--json", "export.json"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"{PROFILE}: valid" in done.stdout
-    assert f"written to build/{PROFILE}" in done.stdout
-    assert "comparing" in done.stderr
-    return folder
-
-
-@pytest.fixture
-def artifact(project: Path, tmp_path: Path) -> Path:
-    """A copy of the artifact that a test may damage."""
-    return shutil.copytree(project / "build" / PROFILE, tmp_path / "build" / PROFILE)
 
 
 def result_of(done: subprocess.CompletedProcess[str]) -> Any:

@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Parts of the library; each imports only from those before it, at the top of a file or inside a function.
 LAYERS = (
     ("errors", "progress", "requests", "text"),
-    ("files", "user_code"),
+    ("files",),
     ("json_file",),
     ("yaml_file", "manifest", "inspection"),
-    ("artifact", "project"),
+    ("artifact", "project", "user_code"),
     ("quant",),
     ("network",),
     ("subnet",),

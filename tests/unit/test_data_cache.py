@@ -147,6 +147,13 @@ def test_packed_archives_are_cached_by_their_content(data: Path, tmp_path: Path)
         lambda pixels, notes: notes.write_text(json.dumps({"shape": [-1, -1, 60, 10], "skipped": [], "digest": "x"})),
         lambda pixels, notes: notes.write_text(json.dumps({"shape": [10, 3, 4, 5]})),
         lambda pixels, notes: notes.unlink(),
+        # Of the right size, as a power cut leaves it, and with notes that were changed along:
+        lambda pixels, notes: pixels.write_bytes(bytes(pixels.stat().st_size)),
+        lambda pixels, notes: pixels.write_bytes(pixels.read_bytes()[:-4] + bytes(4)),
+        lambda pixels, notes: notes.write_text(json.dumps({**json.loads(notes.read_text()), "digest": "0" * 64})),
+        lambda pixels, notes: notes.write_text(
+            json.dumps({**json.loads(notes.read_text()), "skipped": [[1000, "lost"]]})
+        ),
     ],
 )
 def test_a_damaged_entry_is_made_again(data: Path, tmp_path: Path, damage: object) -> None:

@@ -247,6 +247,15 @@ def test_what_exists_is_not_overwritten_by_accident(data: Path, tmp_path: Path) 
     assert files(output) == before
 
 
+def test_a_folder_that_another_training_writes_to_is_refused(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with RunFiles.of(output).locked():
+        for choice in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(OutputError, match="run: another training writes here"):
+                train(configuration(data), output, model=small_model(), **choice)
+        assert list(output.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_written_is_found_before_training(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     listener = Listener()
