@@ -1,4 +1,4 @@
-"""``encodings.json``: every scale, zero-point and range of an artifact in a neutral form.
+"""``encodings.json``: every scale, zero-point, range and float constant of an artifact in a neutral form.
 
 Written beside the model as a second, independent record: validation compares it with what the readers recover from
 the model files.
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from eqdeploy.errors import ValidationError
 from eqdeploy.files import write_json
@@ -20,12 +22,17 @@ from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel
 
 ENCODINGS_FILE = "encodings.json"
-_SCHEMA = 1
+_SCHEMA = 2
 _MAXIMUM_BYTES = 256 << 20
 
 
 def encoding_table(model: QuantizedModel) -> dict[str, Any]:
-    """All encodings of a model as plain data; integer codes as their SHA-256 (int32, little-endian, row-major)."""
+    """All numbers of a model as plain data, what is large as its SHA-256.
+
+    Integer codes are hashed as int32, little-endian, row-major; a float constant (a bias, the bound of a Clip) with its
+    type and shape; a node as ONNX writes it. The nodes are those of the model's own graph.
+    """
+    graph = model.graph.graph
     return {
         "schema": _SCHEMA,
         "activations": {
@@ -36,6 +43,10 @@ def encoding_table(model: QuantizedModel) -> dict[str, Any]:
             name: {**_plain(parameter.encoding), "codes_sha256": _digest(parameter.codes)}
             for name, parameter in model.parameters.items()
         },
+        "constants": {
+            tensor.name: _constant_digest(tensor) for tensor in graph.initializer if tensor.name not in model.parameters
+        },
+        "nodes": {node.name: _node_digest(node) for node in graph.node},
     }
 
 
@@ -58,8 +69,10 @@ def check_encodings(directory: Path, model: QuantizedModel) -> None:
     stored = read_json(path, _MAXIMUM_BYTES, ValidationError)
     expected = encoding_table(model)
     if not isinstance(stored, dict) or stored.get("schema") != _SCHEMA:
-        raise ValidationError(f"not a table of encodings of schema {_SCHEMA}", where=str(path))
-    for section in ("activations", "parameters"):
+        raise ValidationError(
+            f"not a table of encodings of schema {_SCHEMA}", where=str(path), hint="export the artifact again"
+        )
+    for section in ("activations", "parameters", "constants", "nodes"):
         table = stored.get(section)
         if not isinstance(table, dict):
             raise ValidationError(f"has no {section}", where=str(path))
@@ -79,6 +92,19 @@ def _plain(encoding: Encoding) -> dict[str, Any]:
         "scale": encoding.scale.astype(np.float64).tolist(),
         "zero_point": encoding.zero_point.tolist(),
     }
+
+
+def _constant_digest(tensor: onnx.TensorProto) -> str:
+    """SHA-256 of a constant's type, shape and values (little-endian, row-major)."""
+    array = numpy_helper.to_array(tensor)
+    digest = hashlib.sha256(f"{tensor.data_type} {list(array.shape)} ".encode())
+    digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def _node_digest(node: onnx.NodeProto) -> str:
+    """SHA-256 of a node: its operator, what it reads and returns, its attributes."""
+    return hashlib.sha256(node.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _digest(codes: NDArray[np.int32]) -> str:

@@ -199,6 +199,15 @@ def _stays_inside(name: str) -> bool:
     return parts_are_plain and not path.is_absolute() and str(path) == name and "\\" not in name and "\0" not in name
 
 
+def refuse_links(directory: Path) -> None:
+    """Refuse a folder with links in it, which may lead out of it, or with anything else but plain files and folders.
+
+    Raises:
+        ValidationError: Names the first one.
+    """
+    _list_files(directory)
+
+
 def _list_files(directory: Path) -> list[str]:
     """Paths of all files of an artifact but its manifest, sorted, with ``/`` between folders.
 

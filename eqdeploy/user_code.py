@@ -94,18 +94,18 @@ def call(function: Callable[..., Any], *arguments: object, where: str, what: str
 
 @contextmanager
 def working_directory_importable() -> Iterator[None]:
-    """Put the working directory first on the import path, as ``python -m`` does, and take it off again.
+    """Put the working directory first on the import path, as ``python -m`` does, and restore the path afterwards.
 
-    Not if it is an artifact or lies in one: what was downloaded to be checked must not be imported, even under the
+    Artifacts, and folders in them, are taken off it meanwhile: what was downloaded to be checked must not be imported, even under the
     name of a module that the user means.
     """
-    if enclosing_artifact(Path.cwd()) is not None:
-        yield
-        return
-    directory = str(Path.cwd())
-    sys.path.insert(0, directory)
+    before = list(sys.path)
+    # An empty entry, too, is the working directory.
+    sys.path[:] = [entry for entry in ("", *before) if enclosing_artifact(Path(entry)) is None]
+    if sys.path[:1] == [""]:
+        sys.path[0] = str(Path.cwd())
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(directory)
+        sys.path[:] = before

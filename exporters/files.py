@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -12,9 +12,10 @@ from onnx import checker, shape_inference
 
 from eqdeploy import __version__
 from eqdeploy.errors import OutputError, ValidationError
+from eqdeploy.large_models import LARGEST_DATA_BYTES
 
-#: Protobuf ends at 2 GiB; a quarter is left for everything that is not tensor data.
-EXTERNAL_DATA_THRESHOLD = 3 << 29
+#: Bytes of tensor data from which on the tensors move out by default.
+EXTERNAL_DATA_THRESHOLD = LARGEST_DATA_BYTES
 
 #: Tensors up to this size stay in the model file when the others move out, so that shapes can be inferred.
 _SMALL_TENSOR = 128
@@ -93,15 +94,7 @@ def load_proto(path: Path) -> onnx.ModelProto:
     Raises:
         ValidationError: If the file is missing, truncated, refers to files elsewhere, or is not a valid model.
     """
-    try:
-        str(path).encode()
-        model = onnx.load(path, load_external_data=False)
-    except UnicodeEncodeError as error:
-        raise ValidationError("ONNX opens only paths in UTF-8", where=str(path)) from error
-    except OSError as error:
-        raise ValidationError(f"cannot read: {error.strerror or error}", where=str(path)) from error
-    except DecodeError as error:
-        raise ValidationError("is truncated or not an ONNX file", where=str(path)) from error
+    model = _parse(path)
     _check_external_data(model, path)
     try:
         checker.check_model(str(path), full_check=True)
@@ -110,6 +103,32 @@ def load_proto(path: Path) -> onnx.ModelProto:
     except (RuntimeError, ValueError, OSError) as error:
         raise ValidationError(f"cannot be checked: {_first_line(error)}", where=str(path)) from error
     return model
+
+
+def refuse_outside_data(path: Path) -> None:
+    """Refuse an ONNX file that names data outside of its folder, before a runtime opens them; nothing else is checked.
+
+    Raises:
+        ValidationError: If it does, or is no ONNX file.
+    """
+    _check_external_data(_parse(path), path)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file; data in other files are not read.
+
+    Raises:
+        ValidationError: If it is missing, truncated or something else.
+    """
+    try:
+        str(path).encode()
+        return onnx.load(path, load_external_data=False)
+    except UnicodeEncodeError as error:
+        raise ValidationError("ONNX opens only paths in UTF-8", where=str(path)) from error
+    except OSError as error:
+        raise ValidationError(f"cannot read: {error.strerror or error}", where=str(path)) from error
+    except DecodeError as error:
+        raise ValidationError("is truncated or not an ONNX file", where=str(path)) from error
 
 
 def load_ir(path: Path) -> ir.Model:
@@ -130,7 +149,14 @@ def load_ir(path: Path) -> ir.Model:
 def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
     """Refuse tensors stored outside the folder of the model, or behind links that lead there."""
     folder = path.parent.resolve()
-    for tensor in _tensors(model.graph):
+    functions = (tensor for function in model.functions for tensor in _node_tensors(function.node))
+    trained = (
+        tensor
+        for info in model.training_info
+        for part in (info.initialization, info.algorithm)
+        for tensor in _tensors(part)
+    )
+    for tensor in (*_tensors(model.graph), *functions, *trained):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
@@ -149,7 +175,12 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
-    for node in graph.node:
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """Every tensor in the attributes of some nodes, those of subgraphs included."""
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t

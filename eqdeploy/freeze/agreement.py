@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.freeze.affine import channel_affine, to_numpy
 from eqdeploy.freeze.folding import expand
+from eqdeploy.large_models import loadable
 from eqdeploy.supernet.inputs import Inputs, parts, positional, probe
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.supernet import Supernet
@@ -115,7 +116,8 @@ def _run(graph: onnx.ModelProto, names: list[str], inputs: Inputs) -> list[NDArr
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = _FATAL
-    session = onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with loadable(copy) as source:
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     feeds = {read.name: part.numpy() for read, part in zip(session.get_inputs(), parts(inputs), strict=True)}
     results: list[NDArray[Any]] = session.run(names, feeds)
     return results

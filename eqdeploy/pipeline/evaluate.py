@@ -6,6 +6,8 @@ from pathlib import Path
 
 from eqdeploy.data import LoadOptions, load_data
 from eqdeploy.errors import UsageError
+from eqdeploy.exporters.files import refuse_outside_data
+from eqdeploy.manifest import refuse_links
 from eqdeploy.pipeline.answers import EXPORTED, FLOAT, SIMULATED, answer
 from eqdeploy.pipeline.configuration import read_configuration
 from eqdeploy.pipeline.judging import missed_gate
@@ -25,6 +27,7 @@ def evaluate(request: EvaluateRequest, progress: Progress) -> EvaluationResult:
 
     Raises:
         UsageError: If the target does not exist, or is given together with a profile or a subnet.
+        ValidationError: If the target names data outside of its folder, by links or otherwise, or is no model.
         DataError: If the data are missing, unlabelled or do not fit.
         CheckpointError: If the supernet cannot be loaded.
         ProfileError: If profile or subnet are invalid or cannot be served.
@@ -41,6 +44,7 @@ def _evaluate_file(request: EvaluateRequest, target: Path, progress: Progress) -
     """Measure an exported model."""
     if target.is_dir():
         folder, path = target, target / MODEL_FILE
+        refuse_links(folder)
         configuration = read_configuration(folder)
         preprocessing, classes = configuration.preprocessing_of(where=str(folder)), tuple(configuration.classes)
     elif not target.is_file():
@@ -55,6 +59,7 @@ def _evaluate_file(request: EvaluateRequest, target: Path, progress: Progress) -
         str(path).encode()
     except UnicodeEncodeError as error:
         raise UsageError("ONNX Runtime opens only paths in UTF-8", where=str(path)) from error
+    refuse_outside_data(path)
     options = LoadOptions(run_code=request.run_code)
     images = load_data(request.data, split="test", preprocessing=preprocessing, options=options)
     check_classes(images, classes, request.data)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eqdeploy.artifact import artifact_directory, check_destination, write_artifact
-from eqdeploy.encoding_table import write_encodings
 from eqdeploy.errors import ProfileError, UsageError
-from eqdeploy.exporters.contract import Exporter, export_checked, get_exporter
+from eqdeploy.exporters.contract import get_exporter
+from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.float_share import float_share
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
 from eqdeploy.freeze.free_size import free_size
@@ -18,9 +18,11 @@ from eqdeploy.pipeline.answers import FLOAT, SIMULATED, answer
 from eqdeploy.pipeline.baseline import FloatNetwork, float_network
 from eqdeploy.pipeline.configuration import write_configuration
 from eqdeploy.pipeline.evidence import Evidence, EvidenceSource
+from eqdeploy.pipeline.file_checks import check_files, write_model_files
 from eqdeploy.pipeline.origin import prove_frozen
 from eqdeploy.pipeline.proof import MODEL_FILE, Subject, Yardstick, prove
 from eqdeploy.pipeline.search import Finding, check_options, check_problem, find_subnet
+from eqdeploy.pipeline.search_files import SEARCH_FOLDER
 from eqdeploy.pipeline.sources import (
     ImageSets,
     LoadedSupernet,
@@ -33,7 +35,6 @@ from eqdeploy.pipeline.subnets import activate_calibrated, calibrated_classifier
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile import DeviceProfile, load_profile
 from eqdeploy.progress import Progress
-from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.report import ArtifactReport, CoverageSummary, PlanSummary, write_report
 from eqdeploy.requests import ExportRequest, SearchOptions
 from eqdeploy.resolve import resolve
@@ -42,9 +43,6 @@ from eqdeploy.search.problem import make_problem
 from eqdeploy.supernet.costs import NetworkCosts, count_costs
 from eqdeploy.validation.agreement import Answers
 
-#: Folder of a search's files in an artifact.
-SEARCH_FOLDER = "search"
-
 
 @dataclass(frozen=True)
 class _Target:
@@ -52,7 +50,6 @@ class _Target:
 
     profile: DeviceProfile
     plan: DevicePlan
-    exporter: Exporter
     directory: Path
     finding: Finding | None
 
@@ -86,7 +83,8 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     """
     profiles = [load_profile(reference) for reference in request.profiles]
     _refuse_equal_names(profiles)
-    exporters = [_exporter_of(profile) for profile in profiles]
+    for profile in profiles:
+        _require_exporter(profile)
     directories = [artifact_directory(request.output, profile.name) for profile in profiles]
     for directory in directories:
         check_destination(directory, force=request.force)
@@ -110,7 +108,7 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     if request.search is not None:
         findings = [*_search(request, request.search, loaded, profiles, progress)]
         plans = [finding.plan for finding in findings if finding is not None]
-    targets = [_Target(*parts) for parts in zip(profiles, plans, exporters, directories, findings, strict=True)]
+    targets = [_Target(*parts) for parts in zip(profiles, plans, directories, findings, strict=True)]
     with progress.stage("exporting the network's structure"):
         graph = export_float_graph(loaded.checkpoint.supernet)
         if request.dynamic_size:
@@ -144,10 +142,10 @@ def _refuse_equal_names(profiles: Sequence[DeviceProfile]) -> None:
             raise UsageError(f"two profiles are called {name!r}", where="--profile", hint="export them one at a time")
 
 
-def _exporter_of(profile: DeviceProfile) -> Exporter:
-    """The exporter that a profile names."""
+def _require_exporter(profile: DeviceProfile) -> None:
+    """Refuse a profile whose exporter is not installed."""
     try:
-        return get_exporter(profile.export.format)
+        get_exporter(profile.export.format)
     except ProfileError as error:
         where = error.where or f"{profile.name}: export.format"
         raise ProfileError(error.message, where=where, hint=error.hint) from error
@@ -181,8 +179,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
     provenance = _provenance(source, target)
     with write_artifact(target.directory, force=request.force) as folder:
         with progress.stage(f"writing {target.profile.export.format} files"):
-            _write_model(target, model, folder)
-            write_encodings(folder, model)
+            write_model_files(target.profile, model, folder)
             if target.finding is not None:
                 target.finding.write(folder / SEARCH_FOLDER)
             write_configuration(
@@ -209,6 +206,8 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
             parity_images=request.parity_images,
             progress=progress,
         )
+        with progress.stage("writing all files again"):
+            checked = check_files(folder, target.profile, read_model(folder / MODEL_FILE), target.plan.subnet)
         report = ArtifactReport(
             provenance=provenance,
             plan=PlanSummary.of(target.plan),
@@ -222,6 +221,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
             accuracy=proof.accuracy,
             float_share=proof.float_share,
             operators=proof.operators,
+            files=checked,
             notes=model.notes,
         )
         write_report(folder, report)
@@ -244,15 +244,3 @@ def _provenance(source: _Source, target: _Target) -> Provenance:
         data_digest=source.images.digest,
         seed=source.request.seed,
     )
-
-
-def _write_model(target: _Target, model: QuantizedModel, folder: Path) -> None:
-    """Write the device's files, and the QDQ model that is proved if the format has none."""
-    opset = target.profile.runtime.opset
-    try:
-        written = export_checked(target.exporter, model, folder, {"opset": opset, **target.profile.export.options})
-    except ProfileError as error:  # an exporter knows options and tensors, not whose they are
-        where = ": ".join(filter(None, (target.profile.name, error.where)))
-        raise ProfileError(error.message, where=where, hint=error.hint) from error
-    if MODEL_FILE not in written:
-        get_exporter("onnx_qdq").export(model, folder, {"opset": opset})

@@ -17,13 +17,14 @@ from eqdeploy.exporters.contract import check_round_trip, get_exporter
 from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.manifest import verify_manifest
 from eqdeploy.pipeline.configuration import CONFIGURATION_FILE, SUBNET_FILE, Configuration, read_configuration
+from eqdeploy.pipeline.file_checks import check_files
 from eqdeploy.pipeline.proof import MODEL_FILE
 from eqdeploy.pipeline.sources import load_subnet
 from eqdeploy.profile import DeviceProfile
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form, Granularity
-from eqdeploy.quantized_model import QuantizedModel
-from eqdeploy.report import ArtifactReport, CoverageSummary, PlanSummary, read_report
+from eqdeploy.quantized_model import QuantizedModel, operation_of
+from eqdeploy.report import ArtifactReport, CoverageSummary, FileRow, PlanSummary, read_report
 from eqdeploy.report.model import REPORT_FILE
 from eqdeploy.subnet import SubnetConfig
 
@@ -38,6 +39,7 @@ class Records:
         report: The report of the export.
         subnet: The active forms of the supernet.
         model: The network with its numbers, recovered from the model file.
+        files: What is known of every file.
     """
 
     configuration: Configuration
@@ -45,6 +47,7 @@ class Records:
     report: ArtifactReport
     subnet: SubnetConfig
     model: QuantizedModel
+    files: tuple[FileRow, ...]
 
 
 def read_records(directory: Path) -> Records:
@@ -66,6 +69,9 @@ def read_records(directory: Path) -> Records:
     model = read_model(directory / MODEL_FILE)
     check_encodings(directory, model)
     check_round_trip(model, get_exporter(profile.export.format).read(directory))
+    files = check_files(directory, profile, model, subnet)
+    if report.files != files:
+        raise ValidationError("lists other files, or other checks of them", where=f"{directory / REPORT_FILE}: files")
     where = f"{directory / REPORT_FILE}: plan"
     _check_plan(report.plan, model, where)
     coverage = {row.tensor: row.coverage for row in report.plan.tensors}
@@ -73,7 +79,7 @@ def read_records(directory: Path) -> Records:
     if CoverageSummary.of(coverage, reasons) != report.coverage:
         raise ValidationError("does not add up to the coverage of the report", where=where)
     model = replace(model, coverage=coverage, reasons=reasons, folded=report.folding, notes=report.notes)
-    return Records(configuration, preprocessing, report, subnet, model)
+    return Records(configuration, preprocessing, report, subnet, model, files)
 
 
 def _read_subnet(path: Path) -> SubnetConfig:
@@ -125,6 +131,9 @@ def _check_plan(plan: PlanSummary, model: QuantizedModel, where: str) -> None:
             raise ValidationError(f"the model does not hold it as {form}", where=f"{where}: {name}")
         if per_channel != (encoding.axis is not None):
             raise ValidationError(f"the model does not have the scales of {form}", where=f"{where}: {name}")
+    for node in model.graph.graph.node:
+        if node.op_type != "Constant" and operation_of(node.name) not in readers:
+            raise ValidationError("the plan does not know this operation of the model", where=f"{where}: {node.name}")
     for name, tensor in model.activations.items():
         if tensor.float_readers != readers.get(name, frozenset()):
             raise ValidationError("other operations read it in float", where=f"{where}: {name}")

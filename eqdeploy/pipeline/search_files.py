@@ -13,10 +13,17 @@ from eqdeploy.search.charts import draw_bits, draw_pareto
 from eqdeploy.search.outcome import SEARCH_FORMAT, SearchResult
 from eqdeploy.search.pareto import ParetoTable
 
+#: Folder of a search's files in an artifact.
+SEARCH_FOLDER = "search"
+
 SEARCH_FILE = "search.json"
 _PARETO_FILES = ("pareto.csv", "pareto.json", "pareto.png")
 _BITS_FILE = "bits.png"
-_MAXIMUM_BYTES = 64 << 20
+
+#: Files that only people read.
+RECORD_FILES = (*_PARETO_FILES, _BITS_FILE)
+
+MAXIMUM_SEARCH_BYTES = 64 << 20
 
 
 def write_search(folder: Path, result: SearchResult, table: ParetoTable | None, budgets: tuple[Budget, ...]) -> None:
@@ -51,7 +58,7 @@ def recognize_search(folder: Path) -> None:
         OutputError: If it has no valid ``search.json``.
     """
     try:
-        document = read_json(folder / SEARCH_FILE, _MAXIMUM_BYTES, OutputError)
+        document = read_json(folder / SEARCH_FILE, MAXIMUM_SEARCH_BYTES, OutputError)
         found = isinstance(document, dict) and document.get("format") == SEARCH_FORMAT
     except OutputError:
         found = False

@@ -69,6 +69,7 @@ def validate_artifact(directory: Path, request: ValidateRequest, progress: Progr
         update={
             **proof.levels,
             "operators": proof.operators,
+            "files": records.files,
             "notes": stored.notes if same_images else (*stored.notes, f"proved on other images: {images.name}"),
         }
     )

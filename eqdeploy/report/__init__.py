@@ -3,6 +3,8 @@
 from eqdeploy.report.model import (
     ArtifactReport,
     CoverageSummary,
+    FileCheck,
+    FileRow,
     Level,
     LevelStatus,
     PlanSummary,
@@ -18,6 +20,8 @@ from eqdeploy.report.model import (
 __all__ = [
     "ArtifactReport",
     "CoverageSummary",
+    "FileCheck",
+    "FileRow",
     "Level",
     "LevelStatus",
     "PlanSummary",

@@ -173,6 +173,28 @@ class CoverageSummary(_Model):
         )
 
 
+class FileCheck(StrEnum):
+    """What was done about one file of an artifact."""
+
+    REDERIVED = "rederived"
+    COMPARED = "compared"
+    NOT_COVERED = "not_covered"
+
+
+class FileRow(_Model):
+    """One file of an artifact.
+
+    Attributes:
+        file: Its path, with ``/`` between folders.
+        check: Written again from the model and compared as a whole, compared with other files, or not looked into.
+        detail: What was compared, and what is left out.
+    """
+
+    file: str
+    check: FileCheck
+    detail: str
+
+
 class LevelStatus(StrEnum):
     """How one level of validation ended."""
 
@@ -253,6 +275,7 @@ class ArtifactReport(_Model):
         accuracy: Float model, simulated subnet and exported model on labelled data.
         float_share: Parameters and operations that stay float.
         operators: What the runtime fused into integer kernels, and what stayed float and why.
+        files: Every file of the artifact, and what is known of it.
         notes: Remarks.
     """
 
@@ -269,6 +292,7 @@ class ArtifactReport(_Model):
     accuracy: Level
     float_share: Level
     operators: dict[str, JsonValue]
+    files: tuple[FileRow, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from eqdeploy.plan import Coverage
-from eqdeploy.report.model import ArtifactReport, LevelStatus, PlanSummary, Verdict
+from eqdeploy.report.model import ArtifactReport, FileCheck, LevelStatus, PlanSummary, Verdict
 from eqdeploy.report.tables import make_table, show, show_nested, tables_of
 from eqdeploy.text import printable
 
@@ -41,6 +41,7 @@ def view_report(report: ArtifactReport, *, verbose: bool = False) -> RenderableT
         )
     if verbose:
         parts += _everything(report)
+    parts += _files_lines(report)
     parts += [Text(f"note: {printable(note)}") for note in report.notes]
     return Group(*parts)
 
@@ -113,6 +114,16 @@ def _fused_line(report: ArtifactReport) -> list[RenderableType]:
     return [Text(printable(f"fused at level {level}: {show_nested(operators.get('fused'))}; {remaining}"))]
 
 
+def _files_lines(report: ArtifactReport) -> list[RenderableType]:
+    """How many files were written again or compared, and which were not looked into."""
+    if not report.files:
+        return []
+    names = {check: [row.file for row in report.files if row.check is check] for check in FileCheck}
+    rederived, compared, left = (names[check] for check in FileCheck)
+    text = f"files: {len(rederived)} written again and the same, {len(compared)} compared"
+    return [Text(printable(f"{text}, not covered: {', '.join(left) if left else 'none'}"))]
+
+
 def _everything(report: ArtifactReport) -> list[RenderableType]:
     """All tables."""
     parts = view_plan(report.plan)
@@ -134,6 +145,8 @@ def _everything(report: ArtifactReport) -> list[RenderableType]:
             title="folding",
         )
     )
+    rows = ((row.file, row.check, row.detail) for row in report.files)
+    parts.append(make_table(("file", "check", "detail"), rows, title="files"))
     for name, level in report.levels.items():
         parts += tables_of(level.details, name)
     parts += tables_of(report.operators, "operators")

@@ -101,10 +101,12 @@ class QdqFile:
     Attributes:
         path: The file.
         proto: Its content, all tensors in memory.
+        stored: Its content as it is stored: tensors in other files are named, not read.
     """
 
     path: Path
     proto: onnx.ModelProto
+    stored: onnx.ModelProto
 
     @staticmethod
     def load(path: Path) -> QdqFile:
@@ -113,12 +115,14 @@ class QdqFile:
         Raises:
             ValidationError: If it is missing, damaged, no valid ONNX, or refers to tensors outside its folder.
         """
-        proto = load_proto(path)
+        stored = load_proto(path)
+        proto = onnx.ModelProto()
+        proto.CopyFrom(stored)
         try:
             external_data_helper.load_external_data_for_model(proto, str(path.parent))
         except (OSError, ValueError, RuntimeError) as error:
             raise ValidationError(f"its external data cannot be read: {error}", where=str(path)) from error
-        return QdqFile(path, proto)
+        return QdqFile(path, proto, stored)
 
     @cached_property
     def constants(self) -> dict[str, NDArray[Any]]:

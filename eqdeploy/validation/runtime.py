@@ -61,6 +61,9 @@ _OPTIMIZATION = {
 #: Severity above which ONNX Runtime logs: fatal errors only, as errors are raised anyway.
 _FATAL = 4
 
+#: Option that names the folder of tensors beside a model that is loaded from memory.
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
 #: Operators without arithmetic of their own, and the names under which others run in another memory layout.
 NEUTRAL = frozenset({"Transpose", "ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear"})
 _RENAMED = {"NhwcMaxPool": "MaxPool"}
@@ -98,7 +101,7 @@ class OptimizedGraph:
     Attributes:
         nodes: Nodes in order.
         integer_constants: Initializers of an 8-bit type.
-        proto: The whole model.
+        proto: The whole model; tensors that lay in other files are named, not held.
     """
 
     nodes: tuple[RuntimeNode, ...]
@@ -119,6 +122,7 @@ class Session:
         where: File name for error messages.
         threads: Threads inside an operator.
         optimized: File to write the optimized graph to.
+        folder: Where the tensors lie that a model in memory names but does not hold.
 
     Raises:
         RuntimeRefusedError: If ONNX Runtime does not load the model.
@@ -132,6 +136,7 @@ class Session:
         where: str,
         threads: int = 1,
         optimized: Path | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._where = f"{where}: ONNX Runtime {onnxruntime.__version__}, level {level}"
         options = onnxruntime.SessionOptions()
@@ -143,6 +148,8 @@ class Session:
         options.log_severity_level = _FATAL
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
+        if folder is not None:
+            options.add_session_config_entry(_EXTERNAL_FOLDER, str(folder.absolute()))
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         self._session = self._guarded(
             lambda: onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -197,7 +204,7 @@ def feeds_of(names: Sequence[str], images: NDArray[Any]) -> dict[str, NDArray[An
 
 
 def optimize(
-    model: onnx.ModelProto | Path, level: Level, *, where: str, threads: int = 1
+    model: onnx.ModelProto | Path, level: Level, *, where: str, threads: int = 1, folder: Path | None = None
 ) -> tuple[Session, OptimizedGraph]:
     """Load a model and read what the runtime made of it.
 
@@ -206,14 +213,16 @@ def optimize(
         level: Level of graph optimization.
         where: File name for error messages.
         threads: Threads inside an operator.
+        folder: Where the tensors lie that a model in memory names but does not hold.
 
     Raises:
         RuntimeRefusedError: If ONNX Runtime does not load the model.
     """
-    with tempfile.TemporaryDirectory(prefix="eqdeploy-") as folder:
-        path = Path(folder) / "optimized.onnx"
-        session = Session(model, level, where=where, threads=threads, optimized=path)
-        proto = onnx.load(path)
+    with tempfile.TemporaryDirectory(prefix="eqdeploy-") as temporary:
+        path = Path(temporary) / "optimized.onnx"
+        session = Session(model, level, where=where, threads=threads, optimized=path, folder=folder)
+        # Tensors in other files stay where they are: only names and types are looked at.
+        proto = onnx.load(path, load_external_data=False)
     nodes = tuple(
         RuntimeNode(_SUFFIX.sub("", node.name), node.op_type, node.domain, tuple(node.input), tuple(node.output))
         for node in proto.graph.node
@@ -269,9 +278,10 @@ class ObservedModel:
 
     def __init__(self, file: QdqFile, chains: Mapping[str, ActivationChain], level: Level, *, threads: int = 1) -> None:
         self._chains, self._level, self._where, self._threads = chains, level, str(file.path), threads
+        self._folder = file.path.parent
         self._plain, self.graph = self._load(file.path)
         self._values = {name: chain.codes for name, chain in chains.items()}
-        self._observed, seen = self._load(_expose(file.proto, self._values, chains))
+        self._observed, seen = self._load(_expose(file.stored, self._values, chains))
         self.exposure = Exposure.MODEL
         if seen.arithmetic() != self.graph.arithmetic():
             fused = self._exposed_after_fusion(file)
@@ -290,7 +300,7 @@ class ObservedModel:
         return Observation(codes, {name: results[name] for name in plain}, plain)
 
     def _load(self, model: onnx.ModelProto | Path) -> tuple[Session, OptimizedGraph]:
-        return optimize(model, self._level, where=self._where, threads=self._threads)
+        return optimize(model, self._level, where=self._where, threads=self._threads, folder=self._folder)
 
     def _exposed_after_fusion(self, file: QdqFile) -> Session | None:
         """The fused graph with its integers exposed; None if they cannot be found or that disturbs it, too.

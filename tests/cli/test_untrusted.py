@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from eqdeploy.errors import DataError, UsageError, ValidationError
 from eqdeploy.manifest import enclosing_artifact, read_manifest, write_manifest
+from eqdeploy.pipeline.records import read_records
 from eqdeploy.project import ProjectSettings, load_project
+from eqdeploy.report import FileCheck, read_report
 from eqdeploy.user_code import import_attribute, working_directory_importable
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -97,3 +102,90 @@ def test_modules_in_an_artifact_are_not_found(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "manifest.json").unlink()
     with working_directory_importable():
         assert callable(import_attribute("planted_module:make"))
+
+
+def duplicate_an_encoding(artifact: Path) -> None:
+    path = artifact / "snpe" / "model.encodings"
+    text = path.read_text()
+    entry = json.dumps(json.loads(text)["activation_encodings"]["block1_relu"])
+    path.write_text(text.replace('"activation_encodings": {', f'"activation_encodings": {{"block1_relu": {entry},', 1))
+
+
+def describe_a_node(artifact: Path) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    model.graph.node[0].doc_string = "not the exporter's"
+    onnx.save(model, artifact / "model.onnx")
+
+
+def change_a_float_bias_for_the_device(artifact: Path) -> None:
+    path = artifact / "snpe" / "model.onnx"
+    model = onnx.load(path)
+    model.graph.value_info[0].type.tensor_type.shape.dim[0].dim_value += 1
+    path.write_bytes(model.SerializeToString())
+
+
+FOREIGN: list[tuple[Callable[[Path], object], str]] = [
+    (lambda a: (a / "snpe" / "convert.sh").write_text("#!/bin/sh\n"), "snpe/convert.sh: is not what the model"),
+    (lambda a: (a / "snpe" / "convert.sh").unlink(), "snpe/convert.sh: is missing"),
+    (lambda a: (a / "README.md").write_text("Run setup.sh."), "README.md: belongs to no artifact"),
+    (lambda a: (a / "snpe" / "model.onnx.data").write_bytes(b"1"), "snpe/model.onnx.data: belongs to no artifact"),
+    (lambda a: shutil.copytree(a / "snpe", a / "search"), "belongs to no artifact"),
+    (duplicate_an_encoding, "the key 'block1_relu' occurs twice"),
+    (describe_a_node, "model.onnx: is not what the model in model.onnx gives"),
+    (change_a_float_bias_for_the_device, "snpe/model.onnx"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), FOREIGN, ids=[message for _, message in FOREIGN])
+def test_every_file_is_what_the_model_gives(artifact: Path, change: Callable[[Path], object], message: str) -> None:
+    change(artifact)
+    renew_manifest(artifact)
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        read_records(artifact)
+
+
+def test_the_report_says_of_every_file_what_is_known_of_it(project: Path) -> None:
+    folder = project / "build" / "snpe-dsp"
+    rows = {row.file: row for row in read_report(folder).files}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(rows) == files
+    assert {name for name, row in rows.items() if row.check is FileCheck.REDERIVED} == {
+        "encodings.json",
+        "model.onnx",
+        "snpe/convert.sh",
+        "snpe/model.encodings",
+        "snpe/model.onnx",
+    }
+    assert all(row.detail for row in rows.values())
+
+
+def with_external_data(artifact: Path, location: str, data: Path) -> None:
+    """Move a tensor of the model into another file."""
+    model = onnx.load(artifact / "model.onnx")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "fc.weight")
+    data.write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    (artifact / "model.onnx").write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("kind", ["parent", "absolute", "link", "folder of links"])
+def test_nothing_outside_of_an_artifact_is_read(eqdeploy: Run, artifact: Path, tmp_path: Path, kind: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    location = {"parent": "../../outside/w", "absolute": str(outside / "w"), "folder of links": "inner/w"}.get(
+        kind, "w"
+    )
+    with_external_data(artifact, location, outside / "w")
+    if kind == "link":
+        (artifact / "w").symlink_to(outside / "w")
+    elif kind == "folder of links":
+        (artifact / "inner").symlink_to(outside)
+    if "link" not in kind:
+        renew_manifest(artifact)
+        with pytest.raises(ValidationError, match="outside"):
+            read_records(artifact)
+    done = eqdeploy("eval", "-q", artifact)
+    assert done.returncode in (UsageError.exit_code, ValidationError.exit_code), done.stdout
+    assert len(done.stderr.splitlines()) == 1
