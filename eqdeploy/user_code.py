@@ -96,8 +96,8 @@ def call(function: Callable[..., Any], *arguments: object, where: str, what: str
 def working_directory_importable() -> Iterator[None]:
     """Put the working directory first on the import path, as ``python -m`` does, and restore the path afterwards.
 
-    Artifacts, and folders in them, are taken off it meanwhile: what was downloaded to be checked must not be imported, even under the
-    name of a module that the user means.
+    Artifacts, and folders in them, are taken off it meanwhile: what was downloaded to be checked must not be imported,
+    even under the name of a module that the user means.
     """
     before = list(sys.path)
     # An empty entry, too, is the working directory.

@@ -127,7 +127,7 @@ def _same_model(found: Path, expected: Path) -> bool:
     """Whether two ONNX files differ only in the order of their constants and of the values that they describe."""
     if max(path.stat().st_size for path in (found, expected)) > EXTERNAL_DATA_THRESHOLD:
         return False
-    contents = []
+    contents: list[bytes] = []
     for path in (found, expected):
         model = load_proto(path)
         for entries in (model.graph.initializer, model.graph.value_info):
