@@ -250,9 +250,9 @@ def test_what_exists_is_not_overwritten_by_accident(data: Path, tmp_path: Path) 
 def test_a_folder_that_another_training_writes_to_is_refused(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     with RunFiles.of(output).locked():
-        for choice in ({}, {"resume": True}, {"overwrite": True}):
+        for resume, overwrite in ((False, False), (True, False), (False, True)):
             with pytest.raises(OutputError, match="run: another training writes here"):
-                train(configuration(data), output, model=small_model(), **choice)
+                train(configuration(data), output, model=small_model(), resume=resume, overwrite=overwrite)
         assert list(output.iterdir()) == []
 
 
