@@ -56,7 +56,7 @@ class Stopwatch:
 
 
 def chain(depth: int) -> nn.Module:
-    """``depth`` layers for the digits, of which the last one classifies; residual, so that values stay finite."""
+    """``depth`` layers for the digits, of which the last one classifies."""
     torch.manual_seed(SEED)
     layers: list[nn.Module] = []
     for index in range(depth - 1):
@@ -115,15 +115,18 @@ def main() -> None:
     _write(found, options.profile)
 
 
+def _loads(stage: str) -> bool:
+    """Whether a stage loads supernet and images; its name holds a path."""
+    return stage.startswith("loading ") and ".safetensors" in stage
+
+
 def _write(found: dict[int, dict[str, Any]], profile: str) -> None:
     """Write the seconds of each stage by depth."""
-    stages = [stage for stage in next(iter(found.values())) if not stage.startswith("loading ")]
+    stages = [stage for stage in next(iter(found.values())) if not _loads(stage)]
     depths = list(found)
+    listed = " ".join(map(str, depths))
     loading = {
-        depth: sum(
-            value for stage, value in seconds.items() if stage.startswith("loading chain") or "safetensors" in stage
-        )
-        for depth, seconds in found.items()
+        depth: sum(value for stage, value in seconds.items() if _loads(stage)) for depth, seconds in found.items()
     }
     rows = [["loading the supernet and the images", *(f"{loading[depth]:.2f}" for depth in depths)]]
     rows += [[stage, *(f"{found[depth][stage]:.2f}" for depth in depths)] for stage in stages]
@@ -131,7 +134,7 @@ def _write(found: dict[int, dict[str, Any]], profile: str) -> None:
         row.append(f"{float(row[-1]) / max(float(row[-2]), 0.01):.1f}")
     write_results(
         "deep_network",
-        "python benchmarks/deep_network.py",
+        f"python benchmarks/deep_network.py --layers {listed}",
         {"profile": profile, "seed": SEED, "width": WIDTH, "seconds": {str(k): v for k, v in found.items()}},
         [
             f"Export for {profile}, seconds of processor time.",

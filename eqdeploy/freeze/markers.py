@@ -1,7 +1,6 @@
 """Names that survive torch's export: each tensor of the network passes a marker, an operator that returns its input.
 
-Torch's own ``torch.onnx.ops.symbolic`` could mark as well, but notes every size of every tensor: half of the time of an
-export.
+Torch's own ``torch.onnx.ops.symbolic`` could mark as well, but takes every size of every tensor as an argument.
 """
 
 from __future__ import annotations
