@@ -96,6 +96,8 @@ def caught_by(run: Callable[[], ArtifactReport]) -> list[str]:
         report = run()
     except EqDeployError as error:
         return [f"refused: {error.message.splitlines()[0][:80]}".replace("|", "/")]
+    except Exception as error:
+        return [f"crashes: {type(error).__name__}"]
     levels = {name: getattr(report, name) for name in type(report).model_fields}
     return [name for name, level in levels.items() if getattr(level, "status", None) is LevelStatus.FAILED]
 
