@@ -32,7 +32,7 @@ from eqdeploy.manifest import Provenance, write_manifest
 from eqdeploy.pipeline import export, validate
 from eqdeploy.pipeline.sources import load_supernet
 from eqdeploy.progress import SilentProgress
-from eqdeploy.report import ArtifactReport, LevelStatus, read_report
+from eqdeploy.report import ArtifactReport, LevelStatus, Verdict, read_report
 from eqdeploy.requests import ExportRequest, ValidateRequest
 
 _IMAGES = 160
@@ -99,7 +99,8 @@ def caught_by(run: Callable[[], ArtifactReport]) -> list[str]:
     except Exception as error:
         return [f"crashes: {type(error).__name__}"]
     levels = {name: getattr(report, name) for name in type(report).model_fields}
-    return [name for name, level in levels.items() if getattr(level, "status", None) is LevelStatus.FAILED]
+    failed = [name for name, level in levels.items() if getattr(level, "status", None) is LevelStatus.FAILED]
+    return failed or ([] if report.verdict is Verdict.VALID else [f"verdict {report.verdict}"])
 
 
 def planted(fault: Planted, data: Path, folder: Path) -> list[str]:
