@@ -18,6 +18,9 @@ MAXIMUM_BYTES = 1 << 20
 #: Values and keys of a document in which every alias is replaced by what it stands for.
 _MAXIMUM_VALUES = 1 << 20
 
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+_LONGEST_NUMBER = 128
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -41,6 +44,7 @@ def read_yaml(path: Path, error: type[EqDeployError] = ProfileError) -> tuple[An
         node = loader.get_single_node()
         _refuse_repeated_keys(node)
         _refuse_many_values(node)
+        _refuse_long_numbers(node)
         return (None if node is None else loader.construct_document(node)), node
     except UnicodeDecodeError as reason:
         raise error("not a text file in UTF-8", where=str(path)) from reason
@@ -158,6 +162,30 @@ def _refuse_many_values(root: yaml.Node | None) -> None:
 
     if root is not None:
         size(root)
+
+
+def _refuse_long_numbers(root: yaml.Node | None) -> None:
+    """Refuse numbers of more characters than any number needs, also in hexadecimal and to the base of 60.
+
+    Python neither prints integers of thousands of digits nor turns them into floats.
+
+    Raises:
+        yaml.MarkedYAMLError: If there is one.
+    """
+    pending, visited = [root], set[int]()
+    while pending:
+        node = pending.pop()
+        if node is None or id(node) in visited:
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            pending.extend(part for pair in node.value for part in pair)
+        elif isinstance(node, yaml.SequenceNode):
+            pending.extend(node.value)
+        elif node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+            raise yaml.MarkedYAMLError(
+                problem=f"a number of {len(node.value)} characters", problem_mark=node.start_mark
+            )
 
 
 def _explain(

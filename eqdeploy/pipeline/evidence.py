@@ -201,7 +201,8 @@ class Evidence:
             sample(request, self._progress)
         path = folder / PREDICTOR_FILE
         digest = measurements_digest(list(_measured(folder).items()))
-        if path.is_file():
+        # A run that was killed before its picture was drawn fits again, to the same predictor.
+        if path.is_file() and path.with_suffix(".png").is_file():
             kept = self._read(path, "fitted")
             same = kept.predictor.provenance.get("measurements_digest") == digest
             if same and kept.predictor.target is Target.CROSS_ENTROPY:
