@@ -106,7 +106,7 @@ def inspect_file(path: Path) -> Inspection:
         return _inspect_json(path, size)
     if path.suffix in (".yaml", ".yml"):
         raise UsageError("is a YAML file", where=str(path), hint="a profile is shown by 'eqdeploy profiles show'")
-    return _inspect_onnx(path, size)
+    return _inspect_onnx_text(path, size)
 
 
 def _inspect_checkpoint(path: Path, size: int) -> Inspection:
@@ -136,6 +136,19 @@ def _metadata_facts(key: str, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {key: text}
     return {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: text}
+
+
+def _inspect_onnx_text(path: Path, size: int) -> Inspection:
+    """Summarize an ONNX model whose names are text, as they should be."""
+    no_text = ValidationError("holds a name that is not UTF-8", where=str(path))
+    try:
+        inspection = _inspect_onnx(path, size)
+    except (UnicodeDecodeError, TypeError) as reason:  # protobuf hands on such a name as bytes, or fails to
+        raise no_text from reason
+    cells = (cell for table in inspection.tables for row in table.rows for cell in row)
+    if any(isinstance(cell, bytes) for cell in (*cells, *inspection.facts.values())):
+        raise no_text
+    return inspection
 
 
 def _inspect_onnx(path: Path, size: int) -> Inspection:

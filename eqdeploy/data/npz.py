@@ -27,6 +27,10 @@ from eqdeploy.errors import DataError
 #: Largest array that is read, enough for 50,000 colour images of 224x224.
 MAX_ARRAY_BYTES = 8 << 30
 
+#: Larger arrays must not be more than this many times smaller in the archive: it would be a bomb, not images.
+_MAXIMUM_INFLATED_BYTES = 256 << 20
+_MAXIMUM_RATIO = 100
+
 _ARRAYS = ("images", "labels", "classes", "jpeg", "offsets")
 
 #: What zipfile, zlib and numpy raise on damaged, encrypted or oversized archives.
@@ -210,6 +214,12 @@ def _read_array(archive: zipfile.ZipFile, name: str, *, where: str) -> NDArray[A
             size *= length
         if size > MAX_ARRAY_BYTES:
             raise DataError(f"array {name!r} has {size:,} bytes, at most {MAX_ARRAY_BYTES:,} are read", where=where)
+        if size > _MAXIMUM_INFLATED_BYTES and size > _MAXIMUM_RATIO * max(1, member.compress_size):
+            raise DataError(
+                f"array {name!r} grows from {member.compress_size:,} to {size:,} bytes, no images do",
+                where=where,
+                hint="store it with np.savez, not compressed",
+            )
         if min(shape, default=0) < 0 or size != member.file_size - stream.tell():
             raise DataError(f"array {name!r} is truncated or has a wrong header", where=where)
     with archive.open(member) as stream:

@@ -120,6 +120,15 @@ def test_onnx(tmp_path: Path) -> None:
     assert rows(inspection, "initializers") == (("w", "float", "4"),)
 
 
+def test_an_onnx_model_with_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    model = small_model()
+    model.graph.initializer[0].name = "NAME"
+    path.write_bytes(model.SerializeToString().replace(b"NAME", b"\xff\xfe\xfd\xfc"))
+    with pytest.raises(ValidationError, match=r"model\.onnx: holds a name that is not UTF-8"):
+        inspect_file(path)
+
+
 def test_an_onnx_model_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     content = small_model().SerializeToString()

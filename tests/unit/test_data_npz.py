@@ -305,3 +305,24 @@ def test_packed_layout_skips_damaged_images_if_asked_for(tmp_path: Path) -> None
     data = load_data(reference, split="train", preprocessing=COLOUR, options=LoadOptions(errors="skip"))
     assert data.labels.tolist() == [0, 1]
     assert "image 1: not a readable image" in data.skipped[0]
+
+
+def test_an_archive_that_grows_beyond_reason_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    import zipfile
+
+    from eqdeploy.data.npz import read_arrays
+
+    path = tmp_path / "bomb.npz"
+    header = (
+        np.lib.format.magic(1, 0) + b"v\x00" + b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d,), }" % (1 << 29)
+    )
+    header = header.ljust(128, b" ")
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("images.npy", "w", force_zip64=True) as stream,
+    ):
+        stream.write(header)
+        for _ in range(32):
+            stream.write(bytes(1 << 24))
+    with pytest.raises(DataError, match="array 'images' grows from"):
+        read_arrays(path, ["images"], where="bomb")
