@@ -11,8 +11,9 @@ import numpy as np
 from eqdeploy.data.decoding import EncodedImages, decode_all
 from eqdeploy.data.labelled import UNLABELLED, LabelledImages, spread_indices
 from eqdeploy.data.listing import IMAGE_SUFFIXES, ImageFile, list_images, subfolders
-from eqdeploy.data.options import SPLITS, LoadOptions
+from eqdeploy.data.options import LoadOptions
 from eqdeploy.data.preprocessing import Preprocessing
+from eqdeploy.data.splits import pick_split, split_word
 from eqdeploy.errors import DataError
 
 
@@ -32,7 +33,8 @@ def read_folder(
         options: What to do about damaged images, where to cache decoded ones.
 
     Raises:
-        DataError: If there is no image, a class has none, splits differ in their classes, or a file is damaged.
+        DataError: If there is no image, a class has none, splits differ in their classes, two folders can be the same
+            split, or a file is damaged.
         MissingDependencyError: If Pillow is not installed.
         OutputError: If the cache folder that ``options`` name cannot be written to.
     """
@@ -52,6 +54,8 @@ def read_folder(
     labels = [UNLABELLED] * len(files)
     if folder != root and classes:
         _require_same_classes(root, folder, classes)
+    elif classes:
+        _doubt_classes(folder, classes, options)
     for label, name in enumerate(classes):
         listing = list_images(folder / name)
         ignored.update(listing.ignored)
@@ -92,9 +96,9 @@ def _read_files(
 def _find_split(root: Path, split: str) -> Path:
     """The folder of the split, or ``root`` where there are no splits."""
     splits = _split_folders(root)
-    for name in SPLITS[split]:
-        if root / name in splits:
-            return root / name
+    name = pick_split([folder.name for folder in splits], split, where=str(root))
+    if name is not None:
+        return root / name
     if splits:
         found = ", ".join(folder.name for folder in splits)
         raise DataError(f"has no folder {split!r}", where=str(root), hint=f"it has {found}")
@@ -108,7 +112,7 @@ def _split_folders(root: Path) -> list[Path]:
     of them holds folders itself, or if there are no others.
     """
     found = subfolders(root)
-    named = [folder for folder in found if any(folder.name in names for names in SPLITS.values())]
+    named = [folder for folder in found if split_word(folder.name) is not None]
     return named if named == found or any(subfolders(folder) for folder in named) else []
 
 
@@ -123,6 +127,20 @@ def _require_same_classes(root: Path, folder: Path, classes: Sequence[str]) -> N
                 where=str(root),
                 hint="give all splits the same class folders",
             )
+
+
+def _doubt_classes(root: Path, classes: Sequence[str], options: LoadOptions) -> None:
+    """Remark that class folders look like splits of an unknown name: all hold the same folders and nothing else."""
+    inside = [{entry.name for entry in subfolders(root / name)} for name in classes]
+    same = inside[0]
+    if len(classes) < 2 or len(same) < 2 or any(names != same for names in inside):
+        return
+    if any(list_images(root / name, deep=False).images for name in classes):
+        return
+    options.progress.note(
+        f"{root}: {', '.join(sorted(classes)[:3])} are taken for classes, but all hold the folders "
+        f"{', '.join(sorted(same)[:3])}; if they are splits, call them train and test"
+    )
 
 
 def _found_instead(ignored: Counter[str]) -> str:

@@ -6,6 +6,7 @@ Archives are untrusted: no pickles, and each array's declared size is checked be
 from __future__ import annotations
 
 import hashlib
+import re
 import tokenize
 import zipfile
 import zlib
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 from eqdeploy.data.decoding import EncodedImages, decode_all
 from eqdeploy.data.images import fit_images
 from eqdeploy.data.labelled import MAX_CLASSES, UNLABELLED, LabelledImages, spread_indices
-from eqdeploy.data.options import SPLITS, LoadOptions
+from eqdeploy.data.options import LoadOptions
 from eqdeploy.data.preprocessing import Preprocessing
+from eqdeploy.data.splits import pick_split, split_word
 from eqdeploy.errors import DataError
 
 #: Largest array that is read, enough for 50,000 colour images of 224x224.
@@ -32,6 +34,9 @@ _MAXIMUM_INFLATED_BYTES = 256 << 20
 _MAXIMUM_RATIO = 100
 
 _ARRAYS = ("images", "labels", "classes", "jpeg", "offsets")
+
+#: Images of one split among several: ``train_images``, ``x_test``, ``X_train``.
+_SPLIT_ARRAY = re.compile(r"(.+)_[iI]mages|[xX]_(.+)")
 
 #: What zipfile, zlib and numpy raise on damaged, encrypted or oversized archives.
 _ARCHIVE_ERRORS = (
@@ -160,13 +165,17 @@ def _array_names(path: Path, split: str, *, where: str) -> tuple[dict[str, str],
     present = present_arrays(path, where=where)
     if "images" in present or "jpeg" in present:
         return {name: name for name in _ARRAYS}, []
-    prefixes = [prefix for names in SPLITS.values() for prefix in names]
     found: dict[str, tuple[str, str]] = {}
-    for prefix in prefixes:
-        for images, labels in ((f"{prefix}_images", f"{prefix}_labels"), (f"x_{prefix}", f"y_{prefix}")):
-            if images in present:
-                found.setdefault(prefix, (images, labels))
-    chosen = next((prefix for prefix in SPLITS[split] if prefix in found), None)
+    for name in sorted(present):
+        parts = _SPLIT_ARRAY.fullmatch(name)
+        if parts is None:
+            continue
+        prefix = parts[1] or parts[2]
+        if split_word(prefix) is not None:
+            spelled = [f"{prefix}_labels", f"{prefix}_Labels"] if parts[1] else [f"y_{prefix}", f"Y_{prefix}"]
+            labels = next((array for array in spelled if array in present), spelled[0])
+            found.setdefault(prefix, (name, labels))
+    chosen = pick_split(found, split, where=where)
     if found and chosen is None:
         raise DataError(f"has no images of the split {split!r}", where=where, hint=f"it has {', '.join(found)}")
     if chosen is None:

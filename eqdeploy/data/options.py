@@ -8,9 +8,6 @@ from typing import Literal, get_args
 from eqdeploy.errors import UsageError
 from eqdeploy.progress import Progress, SilentProgress
 
-#: The splits, and the names of folders, archives and arrays that each goes by, in order of preference.
-SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
-
 #: What to do about an image that cannot be read: stop, or leave it out and say so.
 DataErrors = Literal["fatal", "skip"]
 

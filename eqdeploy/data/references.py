@@ -12,8 +12,9 @@ from eqdeploy.data.functions import is_function, load_function
 from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages
 from eqdeploy.data.npz import read_npz
-from eqdeploy.data.options import SPLITS, LoadOptions
+from eqdeploy.data.options import LoadOptions
 from eqdeploy.data.preprocessing import Preprocessing
+from eqdeploy.data.splits import SPLITS, pick_split, split_word
 from eqdeploy.errors import DataError, UsageError
 
 #: Reference of the embedded data set. A folder of that name is given as ``./digits``.
@@ -148,15 +149,13 @@ def _load_folder(
         return cifar.read_cifar(layout, folder, split=split, preprocessing=preprocessing, limit=limit, labels=labels)
     if labels is not None:
         raise DataError("holds no CIFAR-100", where=str(path), hint=f"leave out #{labels}")
-    archives = {
-        name: path / f"{name}.npz" for names in SPLITS.values() for name in names if (path / f"{name}.npz").is_file()
-    }
-    for name in SPLITS[split]:
-        if name in archives:
-            others = tuple(archive for other, archive in archives.items() if other != name)
-            return read_npz(
-                archives[name], split=split, others=others, preprocessing=preprocessing, limit=limit, options=options
-            )
+    archives = {archive.stem: archive for archive in sorted(path.glob("*.npz")) if split_word(archive.stem)}
+    name = pick_split(archives, split, where=str(path))
+    if name is not None:
+        others = tuple(archive for other, archive in archives.items() if other != name)
+        return read_npz(
+            archives[name], split=split, others=others, preprocessing=preprocessing, limit=limit, options=options
+        )
     if archives:
         raise DataError(f"has no {split}.npz", where=str(path), hint=f"it has {', '.join(archives)}")
     return read_folder(path, split=split, preprocessing=preprocessing, limit=limit, options=options)

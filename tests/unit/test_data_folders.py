@@ -44,12 +44,67 @@ def test_class_folders_in_splits(tmp_path: Path) -> None:
     assert len(load(tmp_path, "train")) == 2
 
 
-@pytest.mark.parametrize("name", ["val", "validation"])
-def test_test_split_may_be_called_otherwise(tmp_path: Path, name: str) -> None:
-    write_image(tmp_path / name / "cat" / "1.png")
-    write_image(tmp_path / "train" / "cat" / "1.png")
-    write_image(tmp_path / "train" / "cat" / "2.png")
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "val"),
+        ("train", "validation"),
+        ("Train", "Test"),
+        ("TRAIN", "VAL"),
+        ("training", "testing"),
+        ("Training", "Valid"),
+        ("train_images", "test_images"),
+        ("images-train", "images-val"),
+        ("training_set", "eval_set"),
+    ],
+)
+def test_splits_may_be_called_otherwise(tmp_path: Path, train: str, test: str) -> None:
+    write_image(tmp_path / test / "cat" / "1.png")
+    write_image(tmp_path / train / "cat" / "1.png")
+    write_image(tmp_path / train / "cat" / "2.png")
     assert len(load(tmp_path)) == 1
+    assert len(load(tmp_path, "train")) == 2
+    assert load(tmp_path, "train").classes == ("cat",)
+
+
+def test_the_plain_name_of_a_split_goes_first(tmp_path: Path) -> None:
+    for count, name in enumerate(("test", "test_set", "validation"), start=1):
+        for index in range(count):
+            write_image(tmp_path / name / "cat" / f"{index}.png")
+    assert len(load(tmp_path)) == 1
+
+
+def test_two_folders_that_can_be_the_same_split_are_refused(tmp_path: Path) -> None:
+    for name in ("Train", "train_images", "test"):
+        write_image(tmp_path / name / "cat" / "1.png")
+    with pytest.raises(DataError, match="'Train' and 'train_images' can both be the split 'train'"):
+        load(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["trainer", "contest", "tests", "evaluations", "values", "train_station"])
+def test_a_class_whose_name_only_begins_like_a_split_stays_one(tmp_path: Path, name: str) -> None:
+    for folder in (name, "bus"):
+        write_image(tmp_path / folder / "near" / "x.png")
+    assert load(tmp_path).classes == tuple(sorted((name, "bus")))
+
+
+def test_class_folders_that_look_like_splits_are_remarked_on(tmp_path: Path) -> None:
+    for name in ("a/cat", "a/dog", "b/cat", "b/dog"):
+        write_image(tmp_path / name / "x.png")
+    listener = Listener()
+    assert load(tmp_path, listener=listener).classes == ("a", "b")
+    (note,) = listener.notes
+    assert "a, b are taken for classes, but all hold the folders cat, dog" in note
+    assert "call them train and test" in note
+
+
+@pytest.mark.parametrize("extra", ["a/x.png", "c/bird/x.png"])
+def test_nested_class_folders_are_not_remarked_on(tmp_path: Path, extra: str) -> None:
+    for name in ("a/cat/x.png", "a/dog/x.png", "b/cat/x.png", "b/dog/x.png", extra):
+        write_image(tmp_path / name)
+    listener = Listener()
+    load(tmp_path, listener=listener)
+    assert not listener.notes
 
 
 def test_without_splits_every_split_is_the_folder(tmp_path: Path) -> None:
