@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,8 @@ def inspect_file(path: Path) -> Inspection:
         raise UsageError(reason.strerror or "cannot be read", where=str(path)) from reason
     if not head:
         raise UsageError("is empty", where=str(path))
+    if head.startswith(b"PK\x03\x04"):
+        _refuse_other_archives(path)
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise CheckpointError(
             "looks like a pickled checkpoint, which is never opened, since loading it can run code",
@@ -107,6 +110,29 @@ def inspect_file(path: Path) -> Inspection:
     if path.suffix in (".yaml", ".yml"):
         raise UsageError("is a YAML file", where=str(path), hint="a profile is shown by 'eqdeploy profiles show'")
     return _inspect_onnx_text(path, size)
+
+
+def _refuse_other_archives(path: Path) -> None:
+    """Refuse a zip archive in which no pickle can be; one that cannot be listed may hold anything.
+
+    Raises:
+        UsageError: Says what kind of archive it looks like.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return
+    if any(name.endswith((".pkl", ".pickle")) for name in names):
+        return
+    if names and all(name.endswith(".npy") for name in names):
+        raise UsageError("is a NumPy archive, a data set", where=str(path), hint="images are given with --data")
+    listed = ", ".join(ascii(name) for name in sorted(names)[:3])
+    raise UsageError(
+        f"is a zip archive, a file of another tool; it holds {listed}",
+        where=str(path),
+        hint="checkpoints (.safetensors), ONNX models and JSON documents are inspected",
+    )
 
 
 def _inspect_checkpoint(path: Path, size: int) -> Inspection:

@@ -24,6 +24,7 @@ from eqdeploy.json_file import refuse_repeated_keys, refuse_repeated_tensors
 from eqdeploy.network import BatchNormTraining, ElasticSpace, Residual, ScaleTraining
 from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
+from eqdeploy.supernet.given_model import not_finite
 from eqdeploy.supernet.inputs import Inputs, to_inputs
 from eqdeploy.supernet.supernet import Supernet
 
@@ -211,7 +212,7 @@ def load_checkpoint(
         raise
     except (ValueError, EqDeployError) as error:
         raise CheckpointError(str(error), where=str(path)) from error
-    _fill(supernet.graph_module.state_dict(), tensors, path)
+    _fill(supernet.graph_module, tensors, path)
     supernet.eval()
     return Checkpoint(supernet, metadata, preprocessing, augmentation)
 
@@ -299,18 +300,24 @@ def _float_model(
 
 
 @torch.no_grad()
-def _fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors of a file into those of a network.
 
     Not with ``load_state_dict``: it goes through all names again for every module.
     """
-    _check_tensors(own, tensors, path)
+    own = module.state_dict()
+    _check_tensors(own, dict(module.named_buffers()), tensors, path)
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
 
 
-def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    """Compare names, shapes, dtypes and finiteness of all tensors, and report all problems together."""
+def _check_tensors(
+    expected: Mapping[str, Tensor], constants: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path
+) -> None:
+    """Compare names, shapes, dtypes and finiteness of all tensors, and report all problems together.
+
+    A constant of the model, such as a mask, may hold infinities where the model itself has them.
+    """
     problems: list[str] = []
     fitting = {name for name, tensor in found.items() if name in expected and _fits(tensor, expected[name])}
     for label, names in (
@@ -320,7 +327,7 @@ def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], 
             "wrong shape or dtype",
             [name for name in found if name in expected and name not in fitting],
         ),
-        ("not finite", [name for name in fitting if not bool(torch.isfinite(found[name]).all())]),
+        ("not finite", [name for name in fitting if not_finite(found[name], constants.get(name))]),
         (
             "negative variance",
             [name for name in fitting if name.endswith("running_var") and bool((found[name] < 0).any())],

@@ -25,6 +25,12 @@ from eqdeploy.supernet.canonical import (
     use_float_bounds,
 )
 from eqdeploy.supernet.functional_norm import use_batch_norm_modules
+from eqdeploy.supernet.given_model import (
+    refuse_batch_statistics,
+    refuse_mixed_samples,
+    refuse_opaque_modules,
+    unwrapped,
+)
 from eqdeploy.supernet.in_place import make_out_of_place
 from eqdeploy.supernet.inputs import Inputs, batch_size, call, map_inputs, probe, shapes_of
 from eqdeploy.supernet.modes import evaluation_mode
@@ -64,7 +70,8 @@ def trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
     result is compared with the model on random values.
 
     Args:
-        model: Any module that torch.fx can trace; it is copied, not changed. Parameters become float32.
+        model: Any module that torch.fx can trace, wrapped by ``nn.DataParallel`` or ``torch.compile`` or not; it is
+            copied, not changed. Parameters become float32.
         example_input: One batch, shape (N, ...), N >= 2; several inputs by the names of the arguments of ``forward``,
             in their order. Floating-point values do not matter, integers must be valid ones.
 
@@ -73,9 +80,12 @@ def trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
         :func:`eqdeploy.supernet.shapes.tensor_shape`.
 
     Raises:
-        UnsupportedOperationError: If the model cannot be traced, fails on the example, takes other inputs, or computes
-            something else than its graph.
+        UnsupportedOperationError: If the model cannot be traced, fails on the example, takes other inputs, computes
+            something else than its graph, or mixes the samples of a batch.
     """
+    model = unwrapped(model)
+    refuse_opaque_modules(model)
+    refuse_batch_statistics(model)
     _refuse_computed_weights(model)
     check_arguments(model, example_input)
     try:
@@ -88,6 +98,7 @@ def trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
     model.eval()
     another = probe(example_input, batch_size(example_input) + 1)  # one sample more: a fixed batch size shows
     expected = _run(model, another)
+    refuse_mixed_samples(model, another, expected)
     graph_module = _symbolic_trace(model, example_input)
     propagate_shapes(graph_module, example_input)
     _canonicalize(graph_module)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from eqdeploy.errors import CheckpointError
 from eqdeploy.files import write_atomically
+from eqdeploy.supernet.given_model import not_finite, unwrapped_names
 from eqdeploy.supernet.supernet import Supernet
 
 #: What torch counts beside a BatchNorm's statistics; it has no effect on what a network computes.
@@ -50,7 +51,8 @@ def load_float_weights(model: nn.Module, path: Path) -> None:
 
     Args:
         model: Receives every parameter and buffer, in its own types.
-        path: A safetensors file.
+        path: A safetensors file. Prefixes of all its names that wrappers leave, such as ``module.`` of
+            ``nn.DataParallel`` and ``_orig_mod.`` of ``torch.compile``, are passed over.
 
     Raises:
         CheckpointError: If the file is missing, damaged, a pickle, or does not fit the model; the message names what.
@@ -65,6 +67,8 @@ def load_float_weights(model: nn.Module, path: Path) -> None:
             f"cannot read the weights: {error}", where=str(path), hint=hint if _is_pickle(path) else None
         ) from error
     expected = model.state_dict()
+    found = unwrapped_names(found, set(expected))
+    constants = dict(model.named_buffers())
     kinds = [
         [f"{name} is missing" for name in expected if name not in found and not name.endswith(_COUNTER)],
         [f"{name} is unexpected" for name in sorted(found) if name not in expected],
@@ -81,7 +85,7 @@ def load_float_weights(model: nn.Module, path: Path) -> None:
         [
             f"{name} is not finite"
             for name, tensor in expected.items()
-            if name in found and not _finite(found[name], wanted=tensor.dtype)
+            if name in found and not_finite(found[name].to(tensor.dtype), constants.get(name))
         ],
     ]
     if any(kinds):
@@ -94,11 +98,6 @@ def _shortened(problems: list[str]) -> str:
     """The first problems of one kind, and how many there are besides."""
     more = len(problems) - _SHOWN
     return "; ".join(problems[:_SHOWN]) + (f", and {more} more" if more > 0 else "")
-
-
-def _finite(tensor: Tensor, *, wanted: torch.dtype) -> bool:
-    """Whether all values are finite in the type that is wanted, which may be narrower than their own."""
-    return bool(torch.isfinite(tensor.to(wanted)).all())
 
 
 def _is_pickle(path: Path) -> bool:

@@ -13,6 +13,7 @@ from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages
 from eqdeploy.errors import UsageError
 from eqdeploy.quant.elastic_quantizer import ElasticQuantizer
+from eqdeploy.supernet.given_model import unwrapped
 from eqdeploy.supernet.inputs import call, to_inputs
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.supernet import Supernet
@@ -37,6 +38,7 @@ def make_model(config: TrainingConfig, model: nn.Module | None) -> nn.Module:
                 "the configuration names no architecture and no model is given", where="model.architecture"
             )
         model = build(config.model.architecture, config.model.arguments)
+    model = unwrapped(model)
     if config.model.weights is not None:
         model = copy.deepcopy(model)
         load_float_weights(model, Path(config.model.weights))

@@ -292,7 +292,7 @@ def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], checks
             problems.append(
                 f"{name} is {tensor.dtype} {tuple(tensor.shape)} instead of {wanted.dtype} {tuple(wanted.shape)}"
             )
-        elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        elif not_finite(tensor, expected[name]):
             problems.append(f"{name} is not finite")
         elif name in checksums and checksums[name] != _checksum(tensor):
             problems.append(f"{name} is damaged")

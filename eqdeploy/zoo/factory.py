@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from eqdeploy.errors import UsageError
+from eqdeploy.supernet.given_model import unwrapped
 from eqdeploy.user_code import call, import_attribute, is_function_reference, working_directory_importable
 
 
@@ -17,6 +18,7 @@ def load_factory(reference: str) -> nn.Module:
 
     Args:
         reference: ``package.module:factory``; the factory takes no argument and returns a ``torch.nn.Module``.
+            One that is wrapped by ``nn.DataParallel`` or ``torch.compile`` is taken out of its wrapper.
 
     Raises:
         UsageError: If the reference is malformed, the module or the attribute does not exist, the code fails,
@@ -35,4 +37,4 @@ def load_factory(reference: str) -> nn.Module:
         model = call(found, where=reference, what="the factory")
     if not isinstance(model, nn.Module):
         raise UsageError(f"returned {type(model).__name__}, not a torch.nn.Module", where=reference)
-    return model
+    return unwrapped(model)

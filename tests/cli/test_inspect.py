@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,29 @@ def test_pickles_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CheckpointError, match="pickled.*never opened"):
         inspect_file(Path("a.pt"))
     assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "message"),
+    [
+        ("data.npz", ["images.npy", "labels.npy"], "NumPy archive, a data set.*--data"),
+        ("model.dlc", ["model.params", "model"], "file of another tool; it holds 'model', 'model.params'"),
+    ],
+)
+def test_other_archives_are_not_called_pickles(tmp_path: Path, name: str, members: list[str], message: str) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        for member in members:
+            archive.writestr(member, b"x")
+    with pytest.raises(UsageError, match=message):
+        inspect_file(tmp_path / name)
+
+
+def test_an_archive_with_a_pickle_in_it_is_one(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"x")
+        archive.writestr("archive/data/0.npy", b"x")
+    with pytest.raises(CheckpointError, match="pickled.*never opened"):
+        inspect_file(tmp_path / "a.pt")
 
 
 def small_model() -> onnx.ModelProto:

@@ -207,9 +207,7 @@ CONVERTIBLE: dict[str, Case] = {
         )
     ),
     "negative gains": Case(sequence(conv(), norm(), nn.ReLU(), conv(4, 4, bias=False), norm())),
-    "norms without gains or statistics": Case(
-        sequence(conv(), norm(affine=False), nn.ReLU(), conv(4, 4), norm(track_running_stats=False))
-    ),
+    "norms without gains": Case(sequence(conv(), norm(affine=False), nn.ReLU(), conv(4, 4), norm(affine=False))),
     "one norm behind two layers": Case(
         lambda: Net(lambda m, x: m.norm(m.b(F.relu(m.norm(m.a(x))))), a=conv(), b=conv(4, 4), norm=norm())
     ),

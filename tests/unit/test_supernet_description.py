@@ -180,7 +180,7 @@ FOLDABLE: dict[str, dict[str, str | None]] = {
     "negative gains": {"0": "1", "3": "4"},
     "identity and dropout before the norm": {"0": "2", "4": "6"},
     "size read between layer and norm": {"a": "norm", "head": None},
-    "norms without gains or statistics": {"0": "1", "3": None},
+    "norms without gains": {"0": "1", "3": "4"},
     "normalization before the layer": {"1": None},
     "output read by a layer and a norm": {"a": None, "b": None, "c": None},
     "output read by two norms": {"a": None},
