@@ -149,6 +149,7 @@ class ProjectSettings(BaseModel):
         force: bool = False,
         run_code: bool = False,
         dynamic_size: bool = False,
+        strict: bool = False,
     ) -> ExportRequest:
         """Ask for an export of every profile; ``run_code`` if the data were named on the command line.
 
@@ -168,6 +169,7 @@ class ProjectSettings(BaseModel):
             seed=self.seed or 0,
             run_code=run_code,
             dynamic_size=dynamic_size,
+            strict=strict,
         )
 
     def search_request(

@@ -155,6 +155,7 @@ class ExportRequest:
         dynamic_size: Whether height and width of the images are free in the files, where the network allows it.
         run_code: Whether ``data`` may be ``package.module:function``, which is imported and called. Only for what the
             user names in this very call, never for what stands in a file.
+        strict: Whether to refuse calibration images that do not look like training images.
     """
 
     profiles: tuple[str, ...]
@@ -171,6 +172,7 @@ class ExportRequest:
     parity_images: int = PARITY_IMAGES
     dynamic_size: bool = False
     run_code: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,9 @@ def export(
     min_sqnr: options.MinSqnr = None,
     max_float_share: options.MaxFloatShare = None,
     seed: options.Seed = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse calibration images that do not look like training images.")
+    ] = False,
     force: options.Force = False,
     json_target: options.JsonTarget = None,
     quiet: options.Quiet = False,
@@ -87,6 +90,7 @@ def export(
         force=force,
         run_code=data is not None,
         dynamic_size=dynamic_size,
+        strict=strict,
     )
     with session.working() as progress:
         from eqdeploy import pipeline

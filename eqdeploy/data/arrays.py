@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from eqdeploy.data.inputs import InputPreprocessing, NamedPreprocessing, TokenPreprocessing
 from eqdeploy.data.labelled import LabelledImages, spread_indices
 from eqdeploy.data.npz import numbered_classes, present_arrays, read_arrays, read_labels
-from eqdeploy.data.options import SPLITS
+from eqdeploy.data.splits import SPLITS
 from eqdeploy.errors import DataError, EqDeployError, UsageError
 from eqdeploy.user_code import USER_CODE_ERRORS
 

@@ -99,6 +99,11 @@ class Augmentation:
             if not 0 <= getattr(self, name) <= 10:
                 raise ValueError(f"{name} must be between 0 and 10, not {getattr(self, name)}")
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether it does anything at all."""
+        return self != Augmentation(crop_ratio=self.crop_ratio)
+
     def stored(self, preprocessing: Preprocessing) -> Preprocessing:
         """How to load images that this augmentation is applied to.
 

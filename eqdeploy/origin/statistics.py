@@ -19,6 +19,7 @@ from eqdeploy.origin.checks import Fault, OriginCheck
 from eqdeploy.quant.initialize import subsample
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.inputs import Inputs, call, concatenate, positional, to_inputs
+from eqdeploy.supernet.statistics import read_statistics
 from eqdeploy.supernet.supernet import Supernet
 
 #: Largest relative difference of numbers that the same float32 operations gave, perhaps with sums in another order.
@@ -36,6 +37,7 @@ class CalibrationEvidence:
         seed: Seed of these variations.
         batch_norm: Moments of every batch, from :func:`eqdeploy.calibration.batch_norm.calibrate_batch_norm`.
         samples: Values of tensors, from :func:`eqdeploy.calibration.ranges.sample_tensors`.
+        own: The checkpoint's statistics, where the subnet keeps them; None where they were estimated.
     """
 
     images: LabelledImages
@@ -44,6 +46,7 @@ class CalibrationEvidence:
     seed: int
     batch_norm: BatchNormCalibration
     samples: Mapping[str, Tensor]
+    own: Mapping[str, Tensor] | None = None
 
 
 @torch.no_grad()
@@ -58,6 +61,8 @@ def compare_statistics(supernet: Supernet, subnet: SubnetConfig, evidence: Calib
         subnet: The subnet that was to be calibrated.
         evidence: What it was calibrated with.
     """
+    if evidence.own is not None:
+        return _compare_own(supernet, evidence.own)
     images, moments = evidence.images, evidence.batch_norm.moments
     faults: list[Fault] = []
     norms = {name: module for name, module in supernet.named_modules() if _has_statistics(module)}
@@ -86,6 +91,15 @@ def compare_statistics(supernet: Supernet, subnet: SubnetConfig, evidence: Calib
         else "there are no BatchNorm statistics"
     )
     return OriginCheck.of("statistics", holds, list(dict(faults).items()), layers=len(norms), batches=len(parts))
+
+
+def _compare_own(supernet: Supernet, own: Mapping[str, Tensor]) -> OriginCheck:
+    """Compare BatchNorm statistics that were to stay with those of the checkpoint."""
+    held = read_statistics(supernet.graph_module)
+    faults = [(name, "is not what the checkpoint has") for name in own if not torch.equal(held[name], own[name])]
+    return OriginCheck.of(
+        "statistics", "BatchNorm holds the checkpoint's statistics", faults, layers=len(own), batches=0
+    )
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from eqdeploy.freeze.free_size import free_size
 from eqdeploy.manifest import Provenance, write_manifest
 from eqdeploy.pipeline.answers import FLOAT, SIMULATED, answer
 from eqdeploy.pipeline.baseline import FloatNetwork, float_network
+from eqdeploy.pipeline.calibration import calibration_summary, examine_calibration
 from eqdeploy.pipeline.configuration import write_configuration
 from eqdeploy.pipeline.evidence import Evidence, EvidenceSource
 from eqdeploy.pipeline.file_checks import check_files, write_model_files
@@ -65,6 +66,7 @@ class _Source:
     costs: NetworkCosts
     float_network: FloatNetwork
     float_answers: Answers
+    findings: tuple[str, ...]
 
 
 def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportResult, ...]:
@@ -76,7 +78,8 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     Raises:
         ProfileError: If a profile or subnet is invalid, or the supernet cannot serve it.
         CheckpointError: If the supernet cannot be loaded.
-        DataError: If the images cannot be loaded or do not fit.
+        DataError: If the images cannot be loaded or do not fit, or, if the request is strict, do not look like those
+            that the supernet was trained on.
         OutputError: If an output folder exists or cannot be written.
         UsageError: If two profiles have the same name, a subnet is given and searched for, or a search is asked for
             what cannot be; see :func:`eqdeploy.pipeline.search.search`.
@@ -104,6 +107,7 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
             calibration=request.calibration_images,
             run_code=request.run_code,
         )
+    unlike = examine_calibration(loaded, images, strict=request.strict, progress=progress)
     findings: list[Finding | None] = [None] * len(profiles)
     if request.search is not None:
         findings = [*_search(request, request.search, loaded, profiles, progress)]
@@ -113,7 +117,7 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
         graph = export_float_graph(loaded.checkpoint.supernet)
         if request.dynamic_size:
             graph = free_size(loaded.checkpoint.supernet, graph, load_float_model(loaded, request.model))
-    source = _source(request, loaded, images, graph, progress)
+    source = _source(request, loaded, images, graph, unlike, progress)
     return tuple(_export(source, target, progress) for target in targets)
 
 
@@ -152,13 +156,19 @@ def _require_exporter(profile: DeviceProfile) -> None:
 
 
 def _source(
-    request: ExportRequest, loaded: LoadedSupernet, images: ImageSets, graph: FloatGraph, progress: Progress
+    request: ExportRequest,
+    loaded: LoadedSupernet,
+    images: ImageSets,
+    graph: FloatGraph,
+    findings: tuple[str, ...],
+    progress: Progress,
 ) -> _Source:
     """Everything that no profile changes: the float network, what it decides, and what the network costs."""
     checkpoint = loaded.checkpoint
     network = float_network(checkpoint, images.calibration, request.seed, progress)
     answers = answer(FLOAT, network.classifier, images.held_out, checkpoint.preprocessing, progress)
-    return _Source(request, loaded, images, graph, count_costs(checkpoint.supernet), network, answers)
+    costs = count_costs(checkpoint.supernet)
+    return _Source(request, loaded, images, graph, costs, network, answers, findings)
 
 
 def _export(source: _Source, target: _Target, progress: Progress) -> ExportResult:
@@ -166,10 +176,12 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
     request, loaded, images = source.request, source.loaded, source.images
     checkpoint = loaded.checkpoint
     progress.detail(f"{target.profile.name}: subnet {target.plan.subnet.digest[:12]}")
-    calibration = activate_calibrated(checkpoint, target.plan.subnet, images.calibration, request.seed, progress)
+    choice, calibration = activate_calibrated(
+        checkpoint, target.plan.subnet, images.calibration, request.seed, progress
+    )
     frozen = freeze_active(checkpoint, target.plan, source.graph, images.calibration, progress)
     model = frozen.model
-    origin = prove_frozen(checkpoint, target.plan, frozen, images, calibration, request.seed, progress)
+    origin = prove_frozen(checkpoint, target.plan, frozen, images, calibration, choice.chosen, request.seed, progress)
     classifier = calibrated_classifier(checkpoint, target.plan.subnet)
     simulated = answer(SIMULATED, classifier, images.held_out, checkpoint.preprocessing, progress)
     costs = source.costs
@@ -222,6 +234,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
             float_share=proof.float_share,
             operators=proof.operators,
             files=checked,
+            calibration=calibration_summary(choice, images, loaded.probes, source.findings),
             notes=model.notes,
         )
         write_report(folder, report)

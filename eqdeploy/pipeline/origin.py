@@ -8,7 +8,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from eqdeploy.calibration.batch_norm import BatchNormCalibration
+from eqdeploy.calibration.choice import Statistics
 from eqdeploy.data import LabelledImages
+from eqdeploy.data.augmentation import Augmentation
 from eqdeploy.errors import EqDeployError
 from eqdeploy.freeze.float_graph import FloatGraph
 from eqdeploy.origin.checks import OriginCheck, OriginReport
@@ -33,6 +35,7 @@ def prove_frozen(
     frozen: Frozen,
     images: ImageSets,
     calibration: BatchNormCalibration,
+    statistics: Statistics,
     seed: int,
     progress: Progress,
 ) -> Level:
@@ -44,11 +47,12 @@ def prove_frozen(
         frozen: What was frozen.
         images: Calibration images, and held-out ones on which tensors are compared.
         calibration: What calibrating BatchNorm measured.
+        statistics: Where the BatchNorm statistics come from.
         seed: Seed of the augmentation.
         progress: Listener.
     """
     with progress.stage("comparing with the supernet"):
-        evidence = _evidence(checkpoint, frozen, images.calibration, calibration, seed)
+        evidence = _evidence(checkpoint, frozen, images.calibration, calibration, statistics, seed)
         inputs = _inputs(checkpoint, images.held_out)
         report = prove_origin(checkpoint.supernet, plan, frozen.model, evidence, inputs)
     return _level(report, checkpoint, frozen)
@@ -61,6 +65,7 @@ def prove_again(
     images: LabelledImages,
     held_out: LabelledImages,
     calibration: BatchNormCalibration,
+    statistics: Statistics,
     progress: Progress,
 ) -> Level:
     """Freeze the supernet again, compare it like :func:`prove_frozen`, and the artifact's numbers with it.
@@ -74,6 +79,7 @@ def prove_again(
         images: The calibration images of the export.
         held_out: Images on which tensors are compared.
         calibration: What calibrating BatchNorm measured.
+        statistics: Where the BatchNorm statistics come from.
         progress: Listener.
     """
     same_plan = _decisions(PlanSummary.of(plan)) == _decisions(records.report.plan)
@@ -89,7 +95,7 @@ def prove_again(
             digest = records.report.origin.details.get(_CALIBRATION)
             same = digest == calibration_digest(checkpoint.supernet, frozen.samples)
             numbers = compare_repeated(records.model, frozen.model, same_arithmetic=same)
-            evidence = _evidence(checkpoint, frozen, images, calibration, records.configuration.seed)
+            evidence = _evidence(checkpoint, frozen, images, calibration, statistics, records.configuration.seed)
             inputs = _inputs(checkpoint, held_out)
             report = prove_origin(checkpoint.supernet, plan, frozen.model, evidence, inputs)
     except (EqDeployError, KeyError, ValueError) as error:
@@ -107,16 +113,22 @@ def _decisions(plan: PlanSummary) -> dict[str, Any]:
 
 
 def _evidence(
-    checkpoint: Checkpoint, frozen: Frozen, images: LabelledImages, calibration: BatchNormCalibration, seed: int
+    checkpoint: Checkpoint,
+    frozen: Frozen,
+    images: LabelledImages,
+    calibration: BatchNormCalibration,
+    statistics: Statistics,
+    seed: int,
 ) -> CalibrationEvidence:
     """What a subnet was calibrated with, and what that measured."""
     return CalibrationEvidence(
         images=images,
         preprocessing=checkpoint.preprocessing,
-        augmentation=checkpoint.augmentation,
+        augmentation=Augmentation() if statistics is Statistics.PLAIN else checkpoint.augmentation,
         seed=seed,
         batch_norm=calibration,
         samples=frozen.samples,
+        own=checkpoint.statistics if statistics is Statistics.OWN else None,
     )
 
 

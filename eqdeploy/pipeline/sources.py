@@ -14,7 +14,7 @@ from eqdeploy.data.references import DIGITS
 from eqdeploy.errors import CheckpointError, DataError, ProfileError
 from eqdeploy.json_file import read_json
 from eqdeploy.subnet import SubnetConfig
-from eqdeploy.supernet.checkpoint import Checkpoint, load_checkpoint
+from eqdeploy.supernet.checkpoint import Checkpoint, checkpoint_digest, load_checkpoint
 from eqdeploy.yaml_file import suggest
 from eqdeploy.zoo import build, load_factory
 
@@ -29,13 +29,15 @@ class LoadedSupernet:
 
     Attributes:
         name: Name of a shipped supernet, or of the file without its folder.
-        digest: SHA-256 of the file.
+        digest: SHA-256 of the file without probes and statistics of the training images.
         checkpoint: What it holds.
+        probes: What the probes in it proved.
     """
 
     name: str
     digest: str
     checkpoint: Checkpoint
+    probes: str
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,11 @@ def shipped_predictor(digest: str) -> Path | None:
     """File of the predictor that comes with a shipped supernet, None if none does.
 
     Args:
-        digest: SHA-256 of the supernet's file.
+        digest: Of the supernet, :attr:`LoadedSupernet.digest`.
     """
     for name in shipped_supernets():
         path = Path(str(resources.files("eqdeploy.embedded") / f"{name}{_PREDICTOR_SUFFIX}"))
-        if path.is_file() and hashlib.sha256(supernet_path(name).read_bytes()).hexdigest() == digest:
+        if path.is_file() and checkpoint_digest(supernet_path(name)) == digest:
             return path
     return None
 
@@ -98,21 +100,41 @@ def supernet_path(reference: str) -> Path:
 
 
 def load_supernet(reference: str, model: str | None) -> LoadedSupernet:
-    """Load a supernet.
+    """Load a supernet, and check that preprocessing and network give what they gave in training.
 
     Args:
         reference: Name of a shipped supernet or path of a checkpoint.
         model: ``package.module:factory`` of the float model, where the user gives one.
 
     Raises:
-        CheckpointError: If there is no such supernet or its file is damaged.
+        CheckpointError: If there is no such supernet, its file is damaged, or its probes give other outputs.
         UsageError: If the factory cannot be used.
     """
     path = supernet_path(reference)
     float_model = None if model is None else load_factory(model)
     checkpoint = load_checkpoint(path, build, float_model)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LoadedSupernet(path.stem if reference in shipped_supernets() else path.name, digest, checkpoint)
+    probes = check_probes(checkpoint, where=str(path))
+    name = path.stem if reference in shipped_supernets() else path.name
+    return LoadedSupernet(name, checkpoint_digest(path), checkpoint, probes)
+
+
+def check_probes(checkpoint: Checkpoint, *, where: str) -> str:
+    """Compute the probes of a checkpoint again with the preprocessing and the network as they are now.
+
+    Args:
+        checkpoint: As loaded: deactivated, with its own BatchNorm statistics.
+        where: Its file, for messages.
+
+    Returns:
+        What they proved, in words.
+
+    Raises:
+        CheckpointError: If outputs differ by more than rounding.
+    """
+    if checkpoint.probes is None:
+        return "no probes: preprocessing not proved"
+    checkpoint.probes.check(checkpoint.supernet, checkpoint.preprocessing, where=where)
+    return f"{len(checkpoint.probes.inputs)} probes give the outputs that training saw"
 
 
 def load_float_model(loaded: LoadedSupernet, model: str | None) -> nn.Module:

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from eqdeploy.calibration.batch_norm import BatchNormCalibration, calibrate_batch_norm
-from eqdeploy.calibration.images import augmented_batches, plain_batches
+from eqdeploy.calibration.batch_norm import BatchNormCalibration
+from eqdeploy.calibration.choice import (
+    AS_GIVEN,
+    Statistics,
+    StatisticsChoice,
+    choose_statistics,
+    restore_own_statistics,
+)
+from eqdeploy.calibration.images import plain_batches
 from eqdeploy.calibration.ranges import sample_tensors
 from eqdeploy.data import LabelledImages
 from eqdeploy.freeze.float_graph import FloatGraph
@@ -37,29 +44,38 @@ class Frozen:
 
 
 def activate_calibrated(
-    checkpoint: Checkpoint, subnet: SubnetConfig | None, images: LabelledImages, seed: int, progress: Progress
-) -> BatchNormCalibration:
-    """Make a subnet the active one and re-estimate its BatchNorm statistics.
+    checkpoint: Checkpoint,
+    subnet: SubnetConfig | None,
+    images: LabelledImages,
+    seed: int,
+    progress: Progress,
+    *,
+    only: Statistics | None = None,
+) -> tuple[StatisticsChoice, BatchNormCalibration]:
+    """Make a subnet the active one, with the BatchNorm statistics that serve it best.
 
     Args:
         checkpoint: The supernet; its BatchNorm statistics are replaced.
-        subnet: The subnet, None for the float network.
+        subnet: The subnet; None for the float network exactly as given, with the checkpoint's own statistics.
         images: Calibration images.
         seed: Seed of the augmentation.
         progress: Listener.
+        only: The statistics to take without measuring, as an earlier export chose.
 
     Returns:
-        What was measured.
+        The statistics that were chosen and why, and what estimating them measured.
     """
     supernet = checkpoint.supernet
     if subnet is None:
         supernet.deactivate()
-    else:
-        supernet.activate(subnet)
+        supernet.eval()
+        restore_own_statistics(checkpoint)
+        return AS_GIVEN, BatchNormCalibration(0, 0)
+    with progress.stage("calibrating BatchNorm") as advance:
+        choice, measured = choose_statistics(checkpoint, subnet, images, seed, only=only, advance=advance)
+    supernet.activate(subnet)
     supernet.eval()
-    with progress.stage("calibrating BatchNorm", total=len(images)) as advance:
-        batches = augmented_batches(images, checkpoint.preprocessing, checkpoint.augmentation, seed)
-        return calibrate_batch_norm(supernet, batches, advance)
+    return choice, measured
 
 
 def calibrated_classifier(checkpoint: Checkpoint, subnet: SubnetConfig | None) -> Classifier:

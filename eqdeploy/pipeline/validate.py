@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from eqdeploy.calibration.choice import Statistics
 from eqdeploy.data import LabelledImages
 from eqdeploy.errors import CheckpointError, DataError, UsageError, ValidationError
 from eqdeploy.float_share import float_share
@@ -131,14 +132,16 @@ def _yardstick(
     seed = configuration.seed
     network = float_network(checkpoint, calibration, seed, progress)
     float_answers = answer(FLOAT, network.classifier, held_out, checkpoint.preprocessing, progress)
-    measured = activate_calibrated(checkpoint, records.subnet, calibration, seed, progress)
+    recorded = records.report.calibration
+    only = None if recorded is None else Statistics(recorded.statistics)
+    choice, measured = activate_calibrated(checkpoint, records.subnet, calibration, seed, progress, only=only)
     classifier = calibrated_classifier(checkpoint, records.subnet)
     simulated = answer(SIMULATED, classifier, held_out, checkpoint.preprocessing, progress)
     profile = configuration.device_profile(where=CONFIGURATION_FILE)
     plan = resolve(profile, checkpoint.supernet.network, records.subnet)
     costs = count_costs(checkpoint.supernet)
     share = float_share(plan, checkpoint.supernet.network, costs.macs, costs.parameters)
-    origin = prove_again(checkpoint, plan, records, calibration, held_out, measured, progress)
+    origin = prove_again(checkpoint, plan, records, calibration, held_out, measured, choice.chosen, progress)
     return Yardstick(network, float_answers, simulated, share, origin)
 
 

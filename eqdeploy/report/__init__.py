@@ -2,6 +2,7 @@
 
 from eqdeploy.report.model import (
     ArtifactReport,
+    CalibrationSummary,
     CoverageSummary,
     FileCheck,
     FileRow,
@@ -19,6 +20,7 @@ from eqdeploy.report.model import (
 
 __all__ = [
     "ArtifactReport",
+    "CalibrationSummary",
     "CoverageSummary",
     "FileCheck",
     "FileRow",

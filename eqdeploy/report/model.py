@@ -235,6 +235,30 @@ class Level(_Model):
         return Level(status=LevelStatus.NOT_RUN, summary=reason)
 
 
+class CalibrationSummary(_Model):
+    """What the subnet's BatchNorm statistics and ranges rest on.
+
+    Attributes:
+        images: Number of calibration images.
+        float_statistics: BatchNorm statistics of the float network, the yardstick: its own, as given.
+        statistics: BatchNorm statistics of the subnet: its ``own``, re-estimated on ``plain`` or on ``augmented``
+            calibration images; ``none`` if the network has none.
+        distances: For each that was tried, the signal-to-noise ratio of the subnet's outputs against those of the
+            float network as given, in dB; 200 stands for no difference.
+        reason: Why these statistics.
+        probes: Whether stored inputs give the outputs that training saw.
+        findings: In what the calibration images differ from those that the supernet was trained on.
+    """
+
+    images: int
+    float_statistics: Literal["own"]
+    statistics: Literal["own", "plain", "augmented", "none"]
+    distances: dict[str, float]
+    reason: str
+    probes: str
+    findings: tuple[str, ...]
+
+
 class Verdict(StrEnum):
     """What the levels add up to."""
 
@@ -276,6 +300,7 @@ class ArtifactReport(_Model):
         float_share: Parameters and operations that stay float.
         operators: What the runtime fused into integer kernels, and what stayed float and why.
         files: Every file of the artifact, and what is known of it.
+        calibration: What BatchNorm statistics and ranges rest on; None in reports of earlier versions.
         notes: Remarks.
     """
 
@@ -293,6 +318,7 @@ class ArtifactReport(_Model):
     float_share: Level
     operators: dict[str, JsonValue]
     files: tuple[FileRow, ...] = ()
+    calibration: CalibrationSummary | None = None
     notes: tuple[str, ...] = ()
 
     @property

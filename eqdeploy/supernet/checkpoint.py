@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from eqdeploy.data.augmentation import Augmentation
 from eqdeploy.data.inputs import InputPreprocessing, read_preprocessing
 from eqdeploy.data.preprocessing import Preprocessing
+from eqdeploy.data.statistics import DataStatistics
 from eqdeploy.errors import CheckpointError, EqDeployError, MissingDependencyError
 from eqdeploy.files import write_atomically
 from eqdeploy.json_file import refuse_repeated_keys, refuse_repeated_tensors
@@ -26,6 +28,8 @@ from eqdeploy.quant.form import Granularity, Symmetry
 from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
 from eqdeploy.supernet.given_model import not_finite
 from eqdeploy.supernet.inputs import Inputs, to_inputs
+from eqdeploy.supernet.probes import Probes
+from eqdeploy.supernet.statistics import read_statistics
 from eqdeploy.supernet.supernet import Supernet
 
 #: All metadata is one JSON document under this key: safetensors does not keep the order of several keys.
@@ -103,6 +107,7 @@ class CheckpointMetadata(_Part):
         preprocessing: How what is stored becomes inputs.
         augmentation: How training images were varied; BatchNorm is calibrated on images varied likewise.
         provenance: How the supernet was made, for people.
+        training_data: What calibration images are compared with, None if nothing was stored.
     """
 
     format: Literal["eqdeploy-supernet"] = "eqdeploy-supernet"
@@ -114,16 +119,34 @@ class CheckpointMetadata(_Part):
     preprocessing: dict[str, Any]
     augmentation: AugmentationMetadata
     provenance: dict[str, Scalar]
+    training_data: DataStatistics | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out statistics that are not there: checkpoints without them stay what they were, byte for byte."""
+        data: dict[str, Any] = handler(self)
+        return {key: value for key, value in data.items() if key != "training_data" or value is not None}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded supernet and what it needs besides its weights."""
+    """A loaded supernet and what it needs besides its weights.
+
+    Attributes:
+        supernet: The supernet, deactivated, in evaluation mode.
+        metadata: What the file says about itself.
+        preprocessing: How images become inputs.
+        augmentation: How training images were varied.
+        statistics: The BatchNorm statistics that the file has, by path: calibration replaces those of the supernet.
+        probes: Inputs with the outputs that training saw, None if the file has none.
+    """
 
     supernet: Supernet
     metadata: CheckpointMetadata
     preprocessing: InputPreprocessing
     augmentation: Augmentation
+    statistics: dict[str, Tensor]
+    probes: Probes | None = None
 
 
 def metadata_of(
@@ -134,6 +157,7 @@ def metadata_of(
     augmentation: Augmentation,
     classes: tuple[str, ...],
     provenance: Mapping[str, Scalar],
+    training_data: DataStatistics | None = None,
 ) -> CheckpointMetadata:
     """Describe a supernet for its checkpoint."""
     space = supernet.network.space
@@ -154,13 +178,21 @@ def metadata_of(
         preprocessing=preprocessing.to_json(),
         augmentation=AugmentationMetadata(**asdict(augmentation)),
         provenance=dict(provenance),
+        training_data=training_data,
     )
 
 
-def save_checkpoint(supernet: Supernet, metadata: CheckpointMetadata, path: Path) -> None:
-    """Write a checkpoint; the same supernet and metadata give the same bytes.
+def save_checkpoint(supernet: Supernet, metadata: CheckpointMetadata, path: Path, probes: Probes | None = None) -> None:
+    """Write a checkpoint; the same supernet, metadata and probes give the same bytes.
 
     The file appears whole or not at all.
+
+    Args:
+        supernet: Its weights, scales and BatchNorm statistics are written as they are.
+        metadata: From :func:`metadata_of`.
+        path: File to write or replace.
+        probes: From :meth:`eqdeploy.supernet.probes.Probes.of`: whoever loads the file then knows that preprocessing
+            and network still give what they gave here. None for none.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -169,8 +201,31 @@ def save_checkpoint(supernet: Supernet, metadata: CheckpointMetadata, path: Path
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in sorted(supernet.graph_module.state_dict().items())
     }
-    content = save(tensors, metadata={METADATA_KEY: json.dumps(metadata.model_dump(), sort_keys=True)})
-    write_atomically(path, content)
+    tensors |= {} if probes is None else probes.tensors()
+    write_atomically(path, _serialize(tensors, metadata))
+
+
+def checkpoint_digest(path: Path) -> str:
+    """SHA-256 of the file of a supernet, as it is without probes and statistics of the training images.
+
+    Neither changes what the supernet computes: a supernet that is given some later keeps its identity in artifacts,
+    measurements and predictors.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or no supernet.
+    """
+    metadata = read_metadata(path)
+    tensors = _read(path, lambda stream: {name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118
+    probes = Probes.taken_from(tensors, where=str(path))
+    if probes is None and metadata.training_data is None:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    bare = metadata.model_copy(update={"training_data": None})
+    return hashlib.sha256(_serialize(tensors, bare)).hexdigest()
+
+
+def _serialize(tensors: dict[str, Tensor], metadata: CheckpointMetadata) -> bytes:
+    """Content of a checkpoint."""
+    return save(tensors, metadata={METADATA_KEY: json.dumps(metadata.model_dump(), sort_keys=True)})
 
 
 def read_metadata(path: Path) -> CheckpointMetadata:
@@ -198,6 +253,7 @@ def load_checkpoint(
     """
     metadata = read_metadata(path)
     tensors = _read(path, lambda stream: {name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118
+    probes = Probes.taken_from(tensors, where=str(path))
     try:
         space = _space(metadata.space)
         preprocessing = read_preprocessing(metadata.preprocessing, where=f"{path}: preprocessing")
@@ -214,7 +270,8 @@ def load_checkpoint(
         raise CheckpointError(str(error), where=str(path)) from error
     _fill(supernet.graph_module, tensors, path)
     supernet.eval()
-    return Checkpoint(supernet, metadata, preprocessing, augmentation)
+    statistics = read_statistics(supernet.graph_module)
+    return Checkpoint(supernet, metadata, preprocessing, augmentation, statistics, probes)
 
 
 def _example(metadata: CheckpointMetadata, preprocessing: InputPreprocessing, path: Path) -> Inputs:

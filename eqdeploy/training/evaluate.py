@@ -198,7 +198,34 @@ def calibrated_correct(
         forward: Runs the model in evaluation mode; None to call it.
     """
     calibrate_batch_norm(model, even_batches(calibration, batch_size))
-    training, device = model.training, parts(calibration)[0].device
+    return count_correct(
+        model, data, preprocessing, device=parts(calibration)[0].device, batch_size=batch_size, forward=forward
+    )
+
+
+@torch.no_grad()
+def count_correct(
+    model: nn.Module,
+    data: LabelledImages,
+    preprocessing: InputPreprocessing,
+    *,
+    device: torch.device,
+    batch_size: int = BATCH_SIZE,
+    forward: Callable[[Inputs], Any] | None = None,
+) -> int:
+    """Count the images that a model classifies correctly with the BatchNorm statistics that it has.
+
+    Its mode is as before.
+
+    Args:
+        model: As for :func:`calibrated_correct`.
+        data: Labelled images to classify, as stored.
+        preprocessing: From pixels to the network's input.
+        device: Where the model is.
+        batch_size: Images of one forward pass.
+        forward: Runs the model in evaluation mode; None to call it.
+    """
+    training = model.training
     model.eval()
     try:
         correct = 0

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
+from eqdeploy.calibration.examination import EXAMINED_IMAGES, data_statistics
 from eqdeploy.data.augmentation import Augmentation
+from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages
+from eqdeploy.data.preprocessing import Preprocessing
+from eqdeploy.data.statistics import DataStatistics
 from eqdeploy.supernet.checkpoint import ArchitectureReference, metadata_of, save_checkpoint
+from eqdeploy.supernet.inference import InferenceNetwork
 from eqdeploy.supernet.inputs import Inputs
+from eqdeploy.supernet.probes import Probes
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.config import TrainingConfig
 from eqdeploy.training.evaluate import Evaluation, even_batches
@@ -54,11 +62,16 @@ def write_checkpoint(
     start_digest: str | None,
     float_accuracy: float | None,
     evaluation: Evaluation | None,
+    probes: NDArray[Any],
+    as_given: bool,
 ) -> None:
     """Write a trained supernet, with the BatchNorm statistics of its float network.
 
+    Whoever loads it can prove with the probes in it that preprocessing and network give what they give here, and
+    compare calibration images with those of the training.
+
     Args:
-        supernet: Is deactivated and put in evaluation mode, with these statistics.
+        supernet: Is moved to the processor, deactivated and put in evaluation mode, with these statistics.
         path: File to write or replace.
         config: How it was trained.
         images: What it was trained on.
@@ -66,18 +79,21 @@ def write_checkpoint(
         start_digest: SHA-256 of the weights or the supernet that the run started from, None for random weights.
         float_accuracy: Of the pre-trained float network, 0 to 1; None where there is no accuracy.
         evaluation: The grid of the trained supernet; None where there is no accuracy.
+        probes: A few samples as stored, images in the network's size.
+        as_given: Whether no step changed the weights that were given: their own statistics then stay.
 
     Raises:
         OutputError: If the file cannot be written.
     """
     supernet.deactivate()
-    calibrate_batch_norm(supernet, even_batches(calibration))
-    supernet.eval()
-    model = config.model
+    if not as_given:
+        calibrate_batch_norm(supernet, even_batches(calibration))
+    supernet.eval().to("cpu")
+    model, preprocessing = config.model, config.preprocessing.to_preprocessing()
     metadata = metadata_of(
         supernet,
         architecture=ArchitectureReference(name=model.architecture, arguments=dict(model.arguments)),
-        preprocessing=config.preprocessing.to_preprocessing(),
+        preprocessing=preprocessing,
         augmentation=Augmentation(**dict(config.augmentation)),
         classes=images.classes,
         provenance={
@@ -90,5 +106,30 @@ def write_checkpoint(
             **({} if config.loss is None else {"loss": config.loss}),
             "torch": torch.__version__,
         },
+        training_data=training_statistics(supernet, images, preprocessing),
     )
-    save_checkpoint(supernet, metadata, path)
+    stored = None
+    if isinstance(preprocessing, Preprocessing) and sum(tensor.is_output for tensor in supernet.network.tensors) == 1:
+        stored = Probes.of(supernet, probes, preprocessing)
+    save_checkpoint(supernet, metadata, path, stored)
+
+
+def training_statistics(
+    supernet: Supernet, images: LabelledImages, preprocessing: InputPreprocessing
+) -> DataStatistics | None:
+    """What calibration images are compared with later; None for inputs that are no images.
+
+    Args:
+        supernet: Deactivated, in evaluation mode, on the processor.
+        images: What it was trained on; of images that are stored larger than the network reads, the centre counts.
+        preprocessing: What the network reads.
+    """
+    if not isinstance(preprocessing, Preprocessing):
+        return None
+    chosen = images.spread(EXAMINED_IMAGES)
+    (height, width), stored = preprocessing.image_size, chosen.images.shape[2:]
+    top, left = (stored[0] - height) // 2, (stored[1] - width) // 2
+    seen = chosen.images[:, :, top : top + height, left : left + width]
+    network = InferenceNetwork(supernet)
+    network.activate(None)
+    return data_statistics(network, replace(chosen, images=seen, digest=chosen.digest), preprocessing)

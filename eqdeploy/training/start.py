@@ -10,7 +10,7 @@ from torch import nn
 
 from eqdeploy.errors import CheckpointError
 from eqdeploy.network import NetworkDescription
-from eqdeploy.supernet.checkpoint import Checkpoint, load_checkpoint
+from eqdeploy.supernet.checkpoint import Checkpoint, checkpoint_digest, load_checkpoint
 from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.training.config import TrainingConfig
@@ -31,6 +31,11 @@ class Start:
 
     digest: str | None
     supernet: Checkpoint | None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a trained network was given, with statistics of its own."""
+        return self.digest is not None
 
     def adopt(self, supernet: Supernet) -> None:
         """Give a supernet the weights, statistics and scales of the one that goes on, folded where it is trained so."""
@@ -73,7 +78,7 @@ def read_start(config: TrainingConfig, model: nn.Module, network: NetworkDescrip
             )
     if found != network:
         raise CheckpointError("the supernet is of another network", where=given, hint="keep model and image_size")
-    return Start(_digest(path), checkpoint)
+    return Start(checkpoint_digest(path), checkpoint)
 
 
 def _digest(path: Path) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from eqdeploy.errors import CheckpointError, TrainingError
 from eqdeploy.files import write_atomically
 from eqdeploy.json_file import parse_json
+from eqdeploy.supernet.given_model import not_finite
 from eqdeploy.training.average import ParameterAverage
 
 STATE_SCHEMA = 1

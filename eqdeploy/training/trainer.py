@@ -21,11 +21,12 @@ from eqdeploy.progress import Progress, SilentProgress
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
 from eqdeploy.supernet.inputs import batch_size, map_inputs
+from eqdeploy.supernet.probes import PROBES
 from eqdeploy.training.automatic import Workload, decide
 from eqdeploy.training.average import ParameterAverage
 from eqdeploy.training.batches import Batch, TrainingBatches, augmented_images, derive_seed, seeded_generator
 from eqdeploy.training.config import TrainingConfig
-from eqdeploy.training.evaluate import Evaluation, UniformForm, calibrated_correct, evaluate_grid
+from eqdeploy.training.evaluate import Evaluation, UniformForm, calibrated_correct, count_correct, evaluate_grid
 from eqdeploy.training.execution import Forward, StepMode, computing, prepare
 from eqdeploy.training.float_weights import save_float_weights
 from eqdeploy.training.log import EXECUTION, Log, open_log, read_step_mode
@@ -214,6 +215,8 @@ class _Run:
                     start_digest=self.start.digest,
                     float_accuracy=position.float_accuracy,
                     evaluation=evaluation,
+                    probes=self.test_data.spread(PROBES).images,
+                    as_given=self.start.is_given and not self._trains,
                 )
                 self.files.remove_state()
         return TrainingResult(
@@ -292,8 +295,11 @@ class _Run:
         return correct / labels
 
     def _count_correct(self) -> int:
-        """Held-out labels that the active network finds, with BatchNorm calibrated for it."""
+        """Held-out labels that the float network finds: as given, where it was not trained here."""
         forward = self.execution.evaluate
+        if self.start.is_given and not self.config.float_training.epochs:
+            device, data = self.device, self.test_data
+            return count_correct(self.supernet, data, self.preprocessing, device=device, forward=forward)
         return calibrated_correct(self.supernet, self.calibration, self.test_data, self.preprocessing, forward=forward)
 
     @property
@@ -430,6 +436,11 @@ class _Run:
             "data_digests": {"train": self.train_data.digest, "test": self.test_data.digest},
             "torch": torch.__version__,
         }
+
+    @property
+    def _trains(self) -> bool:
+        """Whether any step changes the weights."""
+        return bool(self.config.float_training.epochs or self.config.supernet_training.epochs)
 
     def _static_form(self) -> UniformForm | None:
         """The one form of a static network."""
