@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from eqdeploy.data import InputPreprocessing, LabelledImages, LoadOptions, load_images
+from eqdeploy.data import InputPreprocessing, LabelledImages, LoadOptions, Preprocessing, load_images
 from eqdeploy.data.references import DIGITS
 from eqdeploy.errors import CheckpointError, DataError, ProfileError
 from eqdeploy.json_file import read_json
@@ -131,7 +131,7 @@ def check_probes(checkpoint: Checkpoint, *, where: str) -> str:
     Raises:
         CheckpointError: If outputs differ by more than rounding.
     """
-    if checkpoint.probes is None:
+    if checkpoint.probes is None or not isinstance(checkpoint.preprocessing, Preprocessing):
         return "no probes: preprocessing not proved"
     checkpoint.probes.check(checkpoint.supernet, checkpoint.preprocessing, where=where)
     return f"{len(checkpoint.probes.inputs)} probes give the outputs that training saw"
