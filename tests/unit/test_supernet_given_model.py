@@ -25,12 +25,18 @@ def plain() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
 
 
+def compiled(net: nn.Module) -> nn.Module:
+    wrapper: object = torch.compile(net)
+    assert isinstance(wrapper, nn.Module)
+    return wrapper
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
         nn.DataParallel,
-        torch.compile,
-        lambda net: nn.DataParallel(torch.compile(net)),
+        compiled,
+        lambda net: nn.DataParallel(compiled(net)),
         torch.optim.swa_utils.AveragedModel,
     ],
 )
@@ -50,7 +56,8 @@ def test_a_class_of_the_users_own_that_is_called_like_a_wrapper_stays() -> None:
             self.module = plain()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.module(x) * 2.0
+            doubled: Tensor = self.module(x) * 2.0
+            return doubled
 
     own = DataParallel()
     assert unwrapped(own) is own
@@ -68,7 +75,7 @@ def test_a_wrapped_part_is_refused_with_the_cure() -> None:
     with pytest.raises(
         UnsupportedOperationError, match=r"0: this part.*OptimizedModule \(use the module in it, \._orig"
     ):
-        trace(nn.Sequential(torch.compile(plain()), nn.ReLU()), EXAMPLE)
+        trace(nn.Sequential(compiled(plain()), nn.ReLU()), EXAMPLE)
 
 
 class Mixing(nn.Module):
