@@ -235,8 +235,8 @@ def smuggled(path: Any) -> None:
 
 
 def _smuggle(original: Callable[..., Any]) -> Callable[..., Any]:
-    def planted(target: Any, model: Any, folder: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(target, model, folder, *args, **kwargs)
+    def planted(profile: Any, model: Any, folder: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(profile, model, folder, *args, **kwargs)
         for path in folder.rglob("*.onnx"):
             smuggled(path)
         return result
@@ -309,6 +309,6 @@ PLANTED: tuple[Planted, ...] = (
     _graph("average pool written as maximum", _operator("GlobalAveragePool", "GlobalMaxPool")),
     _graph("ReLU left out", _operator("Relu", "Identity")),
     _graph("last layer subtracted", _negated),
-    Planted("node smuggled into the file", "writing", export, "_write_model", _smuggle),
-    Planted("node smuggled into the TensorRT file", "writing", export, "_write_model", _smuggle, "tensorrt"),
+    Planted("node smuggled into the file", "writing", export, "write_model_files", _smuggle),
+    Planted("node smuggled into the TensorRT file", "writing", export, "write_model_files", _smuggle, "tensorrt"),
 )
