@@ -87,6 +87,7 @@ _FUNCTIONS: Mapping[Callable[..., Any], OpKind] = {
     torch.reshape: OpKind.RESHAPE,
     torch.squeeze: OpKind.RESHAPE,
     torch.unsqueeze: OpKind.RESHAPE,
+    torch.unflatten: OpKind.RESHAPE,
     torch.permute: OpKind.TRANSPOSE,
     torch.transpose: OpKind.TRANSPOSE,
     F.interpolate: OpKind.RESIZE,
@@ -109,6 +110,7 @@ _METHODS: Mapping[str, OpKind] = {
     "view": OpKind.RESHAPE,
     "squeeze": OpKind.RESHAPE,
     "unsqueeze": OpKind.RESHAPE,
+    "unflatten": OpKind.RESHAPE,
     "permute": OpKind.TRANSPOSE,
     "transpose": OpKind.TRANSPOSE,
 }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.supernet.arguments import NAMED_HINT, check_arguments, failure_hint
+from eqdeploy.supernet.attention import write_out_attention
 from eqdeploy.supernet.canonical import (
     merge_bounds,
     pass_inputs_by_position,
@@ -24,41 +23,23 @@ from eqdeploy.supernet.canonical import (
     use_dropout_modules,
     use_float_bounds,
 )
+from eqdeploy.supernet.functional_layers import use_layer_modules
 from eqdeploy.supernet.functional_norm import use_batch_norm_modules
 from eqdeploy.supernet.given_model import (
     refuse_batch_statistics,
     refuse_mixed_samples,
     refuse_opaque_modules,
-    unwrapped,
 )
 from eqdeploy.supernet.in_place import make_out_of_place
 from eqdeploy.supernet.inputs import Inputs, batch_size, call, map_inputs, probe, shapes_of
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.operations import ELASTIC_MODULES
 from eqdeploy.supernet.shapes import propagate_shapes, run_another_batch, tensors_in
+from eqdeploy.supernet.tracers import ConstantShapeTracer, PathTracer
+from eqdeploy.zoo.wrappers import unwrapped
 
 #: Largest difference between the model and its canonical graph, relative to the largest output.
 _TOLERANCE = 1e-3
-
-
-class _Tracer(fx.Tracer):
-    """Torch's tracer, with stochastic depth kept whole and the path of the module being traced."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.path: list[str] = []
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__name__ in ("StochasticDepth", "DropPath") or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        self.path.append(self.path_of_module(m))
-        # Not in a finally clause: after an exception the path must still say where it happened.
-        result = super().call_module(m, forward, args, kwargs)
-        self.path.pop()
-        return result
 
 
 def trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
@@ -66,8 +47,9 @@ def trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
 
     The model is traced as it behaves in evaluation mode; functional dropout still follows the mode. SiLU and
     Hardswish become a gate and a multiplication, a mean over height and width keeps its axes, adaptive average
-    pools become ordinary ones, in-place operations are replaced. Optional arguments take their defaults. The
-    result is compared with the model on random values.
+    pools become ordinary ones, in-place operations are replaced, torch's attention is written out, functional layers
+    with parameters of the model become modules. Optional arguments take their defaults. The result is compared with
+    the model on random values.
 
     Args:
         model: Any module that torch.fx can trace, wrapped by ``nn.DataParallel`` or ``torch.compile`` or not; it is
@@ -99,6 +81,7 @@ def trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
     another = probe(example_input, batch_size(example_input) + 1)  # one sample more: a fixed batch size shows
     expected = _run(model, another)
     refuse_mixed_samples(model, another, expected)
+    model = write_out_attention(model)
     graph_module = _symbolic_trace(model, example_input)
     propagate_shapes(graph_module, example_input)
     _canonicalize(graph_module)
@@ -110,7 +93,11 @@ def trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
 
 
 def _symbolic_trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
-    """Run torch's tracer; optional arguments that are no inputs take their defaults."""
+    """Run torch's tracer; optional arguments that are no inputs take their defaults.
+
+    A model that torch's tracer gives up on, because it branches on shapes, is traced with sizes as numbers. Not every
+    model is: computations on sizes are nodes, and the names of tensors, which checkpoints hold, count them.
+    """
     parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
     given = 1 if isinstance(example_input, Tensor) else len(example_input)
     defaults = {
@@ -118,15 +105,20 @@ def _symbolic_trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
         for parameter in parameters[given:]
         if parameter.default is None or type(parameter.default) in (bool, int, float, str)
     }
-    tracer = _Tracer()
-    try:
-        graph = tracer.trace(model, concrete_args=defaults or None)
-    except Exception as error:  # tracing runs the user's forward
+    tracers: tuple[PathTracer, ...] = (PathTracer(), ConstantShapeTracer(example_input))
+    for tracer in tracers:
+        try:
+            graph = tracer.trace(model, concrete_args=defaults or None)
+            break
+        except Exception as error:  # tracing runs the user's forward
+            failed, reason = tracer, error
+    else:
         raise UnsupportedOperationError(
-            f"torch.fx cannot trace this model: {_first_line(error)}",
-            where=tracer.path[-1] if tracer.path else type(model).__name__,
-            hint="replace data-dependent control flow, or wrap that part in a module without quantizable layers",
-        ) from error
+            f"torch.fx cannot trace this model: {_first_line(reason)}",
+            where=failed.path[-1] if failed.path else type(model).__name__,
+            hint="make the decision when the model is built, express it by torch.where, "
+            "or wrap that part in a module without quantizable layers",
+        ) from reason
     for extra in [node for node in graph.nodes if node.op == "placeholder"][given:]:
         _remove_optional_input(graph, extra)
     return fx.GraphModule(model, graph, class_name=type(model).__name__)
@@ -160,6 +152,7 @@ def _canonicalize(graph_module: fx.GraphModule) -> None:
     remove_no_ops(graph_module)
     use_dropout_modules(graph_module)
     use_batch_norm_modules(graph_module)
+    use_layer_modules(graph_module)
     merge_bounds(graph_module)
     use_float_bounds(graph_module)
     split_padding(graph_module)

@@ -15,8 +15,9 @@ from torch import nn
 
 from eqdeploy.errors import CheckpointError
 from eqdeploy.files import write_atomically
-from eqdeploy.supernet.given_model import not_finite, unwrapped_names
+from eqdeploy.supernet.given_model import not_finite
 from eqdeploy.supernet.supernet import Supernet
+from eqdeploy.zoo.wrappers import unwrapped_names
 
 #: What torch counts beside a BatchNorm's statistics; it has no effect on what a network computes.
 _COUNTER = "num_batches_tracked"

@@ -13,7 +13,6 @@ from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages
 from eqdeploy.errors import UsageError
 from eqdeploy.quant.elastic_quantizer import ElasticQuantizer
-from eqdeploy.supernet.given_model import unwrapped
 from eqdeploy.supernet.inputs import call, to_inputs
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.supernet import Supernet
@@ -23,6 +22,7 @@ from eqdeploy.training.objective import Objective, load_loss, make_objective
 from eqdeploy.training.optimizer import first_not_finite
 from eqdeploy.training.settings import Guidance
 from eqdeploy.zoo import build
+from eqdeploy.zoo.wrappers import unwrapped
 
 
 def make_model(config: TrainingConfig, model: nn.Module | None) -> nn.Module:

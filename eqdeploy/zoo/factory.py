@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from eqdeploy.errors import UsageError
-from eqdeploy.supernet.given_model import unwrapped
 from eqdeploy.user_code import call, import_attribute, is_function_reference, working_directory_importable
+from eqdeploy.zoo.wrappers import unwrapped
 
 
 def load_factory(reference: str) -> nn.Module:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.network import ElasticSpace
-from eqdeploy.supernet.given_model import not_finite, unwrapped, unwrapped_names
+from eqdeploy.supernet.given_model import not_finite
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.supernet.tracing import trace
+from eqdeploy.zoo.wrappers import unwrapped, unwrapped_names
 
 EXAMPLE = torch.zeros(2, 1, 6, 6)
 
