@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from eqdeploy.artifact_folders import MANIFEST_FILE
 from eqdeploy.errors import EqDeployError, OutputError, ValidationError
-from eqdeploy.manifest import MANIFEST_FILE, read_manifest
+from eqdeploy.manifest import read_manifest
 
 #: Raises an :class:`OutputError` for a folder that must never be replaced.
 Recognize = Callable[[Path], None]

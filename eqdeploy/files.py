@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from eqdeploy.errors import EqDeployError, OutputError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def read_bounded(path: Path, maximum_bytes: int, error: type[EqDeployError]) -> bytes:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from eqdeploy.errors import EqDeployError
 from eqdeploy.files import model_error, read_bounded
 
-Model = TypeVar("Model", bound=BaseModel)
+if TYPE_CHECKING:  # reading plain JSON does not wait for pydantic
+    from pydantic import BaseModel
+
+Model = TypeVar("Model", bound="BaseModel")
 
 #: A safetensors file starts with the length of its JSON header, 8 bytes; the format ends headers at 100 MB.
 _HEADER_LENGTH_BYTES = 8
@@ -82,6 +83,8 @@ def parse_json_model(text: str | bytes, model: type[Model], what: str, where: st
     Raises:
         EqDeployError: The given ``error``, naming the first key that is wrong or occurs twice.
     """
+    from pydantic import ValidationError
+
     try:
         found = model.model_validate_json(text)
     except ValidationError as reason:

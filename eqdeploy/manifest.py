@@ -18,17 +18,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from eqdeploy import __version__
+from eqdeploy.artifact_folders import MANIFEST_FILE, MAXIMUM_BYTES
 from eqdeploy.errors import MissingDependencyError, ValidationError
 from eqdeploy.files import read_bounded, write_json
 from eqdeploy.json_file import parse_json_model
 
-MANIFEST_FILE = "manifest.json"
-
 #: Packages whose version can change a number or a byte of an artifact.
 PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 
-#: A manifest lists a handful of files; anything larger is not one.
-MAXIMUM_BYTES = 16 << 20
 
 _MOST_FINDINGS = 3
 
@@ -167,29 +164,6 @@ def verify_manifest(directory: Path) -> Manifest:
         text = "; ".join(findings[:_MOST_FINDINGS]) + (f"; and {more} more" if more > 0 else "")
         raise ValidationError(text, where=str(directory), hint="export it again")
     return manifest
-
-
-def enclosing_artifact(directory: Path) -> Path | None:
-    """The artifact that a folder is, or lies in; None if it lies in none.
-
-    An artifact may come from anywhere, so nothing in it is obeyed or executed: no project file, no module. Its manifest
-    is not checked here: a damaged one makes a folder no more trustworthy.
-
-    Args:
-        directory: Any folder.
-    """
-    absolute = directory.absolute()
-    return next((folder for folder in (absolute, *absolute.parents) if _looks_like_artifact(folder)), None)
-
-
-def _looks_like_artifact(folder: Path) -> bool:
-    """Whether a folder holds a manifest of ours; other programs have files of that name."""
-    try:
-        with (folder / MANIFEST_FILE).open("rb") as stream:
-            content = stream.read(MAXIMUM_BYTES)
-    except OSError:
-        return False
-    return b'"artifact"' in content and b'"eqdeploy"' in content
 
 
 def _stays_inside(name: str) -> bool:

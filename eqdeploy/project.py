@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from eqdeploy.artifact_folders import enclosing_artifact
 from eqdeploy.errors import UsageError
-from eqdeploy.manifest import enclosing_artifact
 from eqdeploy.requests import (
     DEFAULT_DATA,
     DEFAULT_OUTPUT,

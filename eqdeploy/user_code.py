@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from eqdeploy.artifact_folders import enclosing_artifact
 from eqdeploy.errors import EqDeployError, UsageError
-from eqdeploy.manifest import enclosing_artifact
 
 #: What the user's own code may raise: anything, and it may ask to exit, which must not look like success.
 #: KeyboardInterrupt passes.

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from eqdeploy.artifact_folders import MANIFEST_FILE
 from eqdeploy.encoding_table import write_encodings
 from eqdeploy.errors import ProfileError, ValidationError
 from eqdeploy.exporters.contract import export_checked, get_exporter
 from eqdeploy.exporters.files import EXTERNAL_DATA_THRESHOLD, load_proto
 from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.json_file import read_json
-from eqdeploy.manifest import MANIFEST_FILE
 from eqdeploy.pipeline.configuration import CONFIGURATION_FILE, SUBNET_FILE
 from eqdeploy.pipeline.proof import MODEL_FILE
 from eqdeploy.pipeline.search_files import MAXIMUM_SEARCH_BYTES, RECORD_FILES, SEARCH_FILE, SEARCH_FOLDER

@@ -61,7 +61,8 @@ def refuse_mixed_samples(model: nn.Module, probe: Inputs, expected: list[Tensor]
         expected: What the model returns for it.
 
     Raises:
-        UnsupportedOperationError: If results change when the floating-point values of the last sample do.
+        UnsupportedOperationError: If results change when the floating-point values of the last sample do, or are
+            random.
     """
     count = batch_size(probe)
     with evaluation_mode(model):
@@ -71,11 +72,30 @@ def refuse_mixed_samples(model: nn.Module, probe: Inputs, expected: list[Tensor]
             continue
         largest = float(before.nan_to_num(posinf=0.0, neginf=0.0).abs().max()) if before.numel() else 0.0
         if not torch.allclose(after[:-1], before[:-1], rtol=0.0, atol=_TOLERANCE * largest, equal_nan=True):
+            _refuse_randomness(model, probe, expected)
             raise UnsupportedOperationError(
                 "what the model computes for an image depends on the other images of the batch",
                 where=type(model).__name__,
                 hint="a device runs one image at a time; look for statistics or reshapes over the batch axis",
             )
+
+
+def _refuse_randomness(model: nn.Module, probe: Inputs, expected: list[Tensor]) -> None:
+    """Refuse models that give another result each time.
+
+    Raises:
+        UnsupportedOperationError: If results for the same batch differ.
+    """
+    with evaluation_mode(model):
+        again = tensors_in(call(model, map_inputs(Tensor.clone, probe)))
+    if not all(
+        torch.equal(before.nan_to_num(), after.nan_to_num()) for before, after in zip(expected, again, strict=True)
+    ):
+        raise UnsupportedOperationError(
+            "the model gives another result each time it runs",
+            where=type(model).__name__,
+            hint="remove what is random in evaluation mode",
+        )
 
 
 def _with_another_last(batch: Tensor) -> Tensor:

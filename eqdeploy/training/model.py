@@ -53,7 +53,7 @@ def make_supernet(config: TrainingConfig, model: nn.Module, preprocessing: Input
         UsageError: If a parameter is not finite, or the float network is to be trained and all are frozen.
     """
     example = to_inputs(preprocessing.example(2))
-    supernet = Supernet.from_float(model, example, config.space.to_space())
+    supernet = Supernet.from_float(model, example, config.space.to_space()).eval()
     _require_trainable(config, supernet, _where(config, model))
     return supernet
 

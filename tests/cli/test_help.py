@@ -30,7 +30,7 @@ COMMANDS: dict[tuple[str, ...], set[str]] = {
     ("export",): SUPERNET
     | ARTIFACT_GATES
     | SEARCH
-    | {"--profile", "-o", "--out", "--data", "--subnet", "--search", "--dynamic-size", "--force", "--seed"},
+    | {"--profile", "-o", "--out", "--data", "--subnet", "--search", "--dynamic-size", "--strict", "--force", "--seed"},
     ("resolve",): SUPERNET | {"--profile", "--subnet"},
     ("validate",): SUPERNET | ARTIFACT_GATES | {"--data", "--seed"},
     ("eval",): SUPERNET | GATES | {"--data", "--profile", "--subnet", "--seed"},

@@ -12,8 +12,9 @@ from pathlib import Path
 import onnx
 import pytest
 
+from eqdeploy.artifact_folders import enclosing_artifact
 from eqdeploy.errors import DataError, UsageError, ValidationError
-from eqdeploy.manifest import enclosing_artifact, read_manifest, write_manifest
+from eqdeploy.manifest import read_manifest, write_manifest
 from eqdeploy.pipeline.records import read_records
 from eqdeploy.project import ProjectSettings, load_project
 from eqdeploy.report import FileCheck, read_report

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Parts of the library; each imports only from those before it, at the top of a file or inside a function.
 LAYERS = (
-    ("errors", "large_models", "progress", "requests", "text"),
+    ("artifact_folders", "errors", "large_models", "progress", "requests", "text"),
     ("files",),
     ("json_file",),
     ("yaml_file", "manifest", "inspection"),

@@ -21,7 +21,8 @@ from eqdeploy.network import ElasticSpace
 from eqdeploy.profile import load_profile, shipped_profiles
 from eqdeploy.resolve import resolve
 from eqdeploy.supernet.supernet import Supernet
-from eqdeploy.validation.parity import LevelParity, ParityVerdict, check_parity
+from eqdeploy.validation.differences import Kind
+from eqdeploy.validation.parity import LevelParity, check_parity
 from eqdeploy.validation.runtime import Level
 from eqdeploy.validation.static import check_static
 from eqdeploy.zoo import build
@@ -67,7 +68,11 @@ def test_every_profile_is_proved(name: str, tmp_path: Path) -> None:
         static = check_static(model, folder / "model.onnx")
         assert static.passed, f"{profile_name}: {static.summary}"
         parity = check_parity(model, folder / "model.onnx", images[:2].numpy(), levels=(Level.DISABLED, Level.ALL))
-        assert parity.verdict is not ParityVerdict.FAILED, f"{profile_name}: {parity.summary}"
+        for level in parity.levels:  # with random weights, how far explained differences grow says nothing
+            assert Kind.UNEXPLAINED not in level.total.kinds, f"{profile_name}: {parity.summary}"
+            assert level.outputs_explained, f"{profile_name}: {parity.summary}"
+            assert not level.saturated, f"{profile_name}: {parity.summary}"
+        assert not parity.batch_dependent, f"{profile_name}: {parity.summary}"
         if profile_name in FUSED_PROFILES:
             assert_fused(parity.level(Level.ALL), profile_name, has_transposed="decoder" in name)
 

@@ -212,10 +212,14 @@ class TwoInputs(nn.Module):
 
 #: Models that are refused: what makes them, what the message says, and where.
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
-    "control flow": (lambda: nn.Sequential(nn.Sequential(conv(3, 3), Branching())), "control flow", "0.1"),
+    "control flow": (
+        lambda: nn.Sequential(nn.Sequential(conv(3, 3), Branching())),
+        "a decision depends on the values",
+        "0.1",
+    ),
     "item assignment": (lambda: Net(assigns_item, a=conv(), b=conv(4, 4)), "item assignment", "Net"),
     "overwriting a view": (lambda: Net(overwrites_view, a=conv(), b=conv(4, 4)), "something else", "Net"),
-    "randomness": (lambda: Net(lambda m, x: m.a(x + torch.rand_like(x)), a=conv()), "something else", "Net"),
+    "randomness": (lambda: Net(lambda m, x: m.a(x + torch.rand_like(x)), a=conv()), "another result each time", "Net"),
     "shared layer": (lambda: nn.Sequential(conv(3, 4), shared_layer()), "called twice", "1.0"),
     "shared weight": (lambda: nn.Sequential(conv(3, 4), shared_weight()), "weight is shared with 1.0", "1.2"),
     "weight read outside the layer": (

@@ -82,7 +82,7 @@ def test_sections_become_the_objects_that_they_describe(load: Callable[[str], Tr
         ({"supernet_training": {"learning_rate": "1e-3"}}, "supernet_training.learning_rate", "write 1.0e-3"),
         ({"supernet_training": {"learning_rate": float("nan")}}, "supernet_training.learning_rate", "finite"),
         ({"supernet_training": {"learning_rate": 0}}, "supernet_training.learning_rate", "greater than 0"),
-        ({"supernet_training": {"warm_up_steps": 10**400}}, "supernet_training.warm_up_steps", "1000000000000"),
+        ({"supernet_training": {"warm_up_steps": 10**100}}, "supernet_training.warm_up_steps", "1000000000000"),
         (
             {"supernet_training": {"weight_decay": 1e300}},
             "supernet_training.weight_decay",

@@ -184,7 +184,7 @@ def test_a_missing_or_damaged_file_is_refused(path: Path) -> None:
 def test_other_safetensors_files_are_no_state(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(1)}, path, metadata)
-    with pytest.raises(CheckpointError, match="no training state of schema 1"):
+    with pytest.raises(CheckpointError, match="no training state of schema 1|not valid JSON"):
         load_state(path, configuration=CONFIGURATION)
 
 
