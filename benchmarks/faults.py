@@ -96,8 +96,9 @@ def caught_by(run: Callable[[], ArtifactReport]) -> list[str]:
         report = run()
     except EqDeployError as error:
         return [f"refused: {error.message.splitlines()[0][:80]}".replace("|", "/")]
-    except Exception as error:
-        return [f"crashes: {type(error).__name__}"]
+    except Exception as error:  # an internal error is no verdict: the fault counts as not caught
+        print(f"crash: {error!r}")
+        return []
     levels = {name: getattr(report, name) for name in type(report).model_fields}
     failed = [name for name, level in levels.items() if getattr(level, "status", None) is LevelStatus.FAILED]
     return failed or ([] if report.verdict is Verdict.VALID else [f"verdict {report.verdict}"])

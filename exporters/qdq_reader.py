@@ -255,5 +255,7 @@ def _check_ranges(graph: ir.Graph, activations: dict[str, QuantizedTensor], clip
     for name, encoding in encodings.items():
         limits = np.iinfo(encoding.container)
         widest = int(limits.min), int(limits.max)
+        if name not in bounds:  # cleaning up the graph removed it
+            raise ValidationError("no output depends on it, so it is not of the network", where=name)
         if name not in clipped and not implied(encoding, bounds[name], widest=widest):
             raise ValidationError("nothing in the graph keeps its codes inside their range", where=name)

@@ -255,3 +255,13 @@ def test_random_damage_never_escapes_as_another_error(seed: int, written: bytes,
             messages.append(str(error))
     assert len(messages) > 20
     assert not any("\n" in message for message in messages)
+
+
+def test_a_quantized_tensor_that_no_output_depends_on_is_refused(tmp_path: Path) -> None:
+    get_exporter("onnx_qdq").export(sample_model(), tmp_path, {})  # 8 bits: no integer Clip keeps the codes in range
+    model = onnx.load(tmp_path / "model.onnx")
+    add = node(model, "add")
+    add.input[0] = add.input[1]  # the other branch is read by nobody now
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ValidationError, match="no output depends on it"):
+        read_model(tmp_path / "model.onnx")
