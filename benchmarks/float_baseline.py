@@ -74,7 +74,7 @@ def _evaluation(log: Path) -> tuple[int, int] | None:
     """The float network's hits as the log of a finished run has them."""
     for line in log.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        if entry["phase"] == "float_evaluation":
+        if entry.get("phase") == "float_evaluation":
             return entry["correct"], entry["images"]
     return None
 
