@@ -109,8 +109,8 @@ class Attention(nn.Module):
         return split
 
 
-class EncoderLayer(nn.Module):
-    """``nn.TransformerEncoderLayer`` without its fused path."""
+class _Layer(nn.Module):
+    """What encoder and decoder layers share: attention to themselves and a feed-forward network."""
 
     self_attn: nn.Module
     linear1: nn.Module
@@ -121,11 +121,31 @@ class EncoderLayer(nn.Module):
     dropout1: nn.Module
     dropout2: nn.Module
 
-    def __init__(self, source: nn.TransformerEncoderLayer, path: str) -> None:
+    def __init__(self, source: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer, path: str) -> None:
         super().__init__()
         self._modules.update(source._modules)
         self.norm_first = source.norm_first
         self.activation = source.activation
+
+    def _attend(self, x: Tensor, mask: Tensor | None, padding: Tensor | None) -> Tensor:
+        attended = self.self_attn(x, x, x, key_padding_mask=padding, attn_mask=mask, need_weights=False)[0]
+        result: Tensor = self.dropout1(attended)
+        return result
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.linear2(self.dropout(self.activation(self.linear1(x))))
+        return result
+
+    def _residual(self, x: Tensor, block: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
+        """A block with a residual around it, normalized before the block or behind the sum."""
+        if self.norm_first:
+            return x + block(norm(x))
+        result: Tensor = norm(x + block(x))
+        return result
+
+
+class EncoderLayer(_Layer):
+    """``nn.TransformerEncoderLayer`` without its fused path."""
 
     def forward(
         self,
@@ -135,42 +155,16 @@ class EncoderLayer(nn.Module):
         is_causal: bool = False,
     ) -> Tensor:
         """Same arguments and result as torch's."""
-
-        def attend(x: Tensor) -> Tensor:
-            attended = self.self_attn(
-                x, x, x, key_padding_mask=src_key_padding_mask, attn_mask=src_mask, need_weights=False
-            )[0]
-            result: Tensor = self.dropout1(attended)
-            return result
-
-        x = _residual(src, attend, self.norm1, norm_first=self.norm_first)
-        return _residual(x, self._feed_forward, self.norm2, norm_first=self.norm_first)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
-        return result
+        x = self._residual(src, lambda x: self._attend(x, src_mask, src_key_padding_mask), self.norm1)
+        return self._residual(x, lambda x: self.dropout2(self._feed_forward(x)), self.norm2)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(_Layer):
     """``nn.TransformerDecoderLayer`` in written-out parts."""
 
-    self_attn: nn.Module
-    linear1: nn.Module
-    linear2: nn.Module
-    norm1: nn.Module
-    norm2: nn.Module
-    dropout: nn.Module
-    dropout1: nn.Module
-    dropout2: nn.Module
     multihead_attn: nn.Module
     norm3: nn.Module
     dropout3: nn.Module
-
-    def __init__(self, source: nn.TransformerDecoderLayer, path: str) -> None:
-        super().__init__()
-        self._modules.update(source._modules)
-        self.norm_first = source.norm_first
-        self.activation = source.activation
 
     def forward(
         self,
@@ -185,13 +179,6 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Same arguments and result as torch's."""
 
-        def attend(x: Tensor) -> Tensor:
-            attended = self.self_attn(
-                x, x, x, key_padding_mask=tgt_key_padding_mask, attn_mask=tgt_mask, need_weights=False
-            )[0]
-            result: Tensor = self.dropout1(attended)
-            return result
-
         def look_up(x: Tensor) -> Tensor:
             attended = self.multihead_attn(
                 x, memory, memory, key_padding_mask=memory_key_padding_mask, attn_mask=memory_mask, need_weights=False
@@ -199,13 +186,9 @@ class DecoderLayer(nn.Module):
             result: Tensor = self.dropout2(attended)
             return result
 
-        x = _residual(tgt, attend, self.norm1, norm_first=self.norm_first)
-        x = _residual(x, look_up, self.norm2, norm_first=self.norm_first)
-        return _residual(x, self._feed_forward, self.norm3, norm_first=self.norm_first)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.dropout3(self.linear2(self.dropout(self.activation(self.linear1(x)))))
-        return result
+        x = self._residual(tgt, lambda x: self._attend(x, tgt_mask, tgt_key_padding_mask), self.norm1)
+        x = self._residual(x, look_up, self.norm2)
+        return self._residual(x, lambda x: self.dropout3(self._feed_forward(x)), self.norm3)
 
 
 class Encoder(nn.Module):
@@ -259,14 +242,6 @@ _WRITTEN_OUT: dict[type[nn.Module], Callable[[Any, str], nn.Module]] = {
     nn.TransformerEncoder: Encoder,
     nn.TransformerDecoder: Decoder,
 }
-
-
-def _residual(x: Tensor, block: Callable[[Tensor], Tensor], norm: nn.Module, *, norm_first: bool) -> Tensor:
-    """A block with a residual around it, normalized before the block or behind the sum."""
-    if norm_first:
-        return x + block(norm(x))
-    result: Tensor = norm(x + block(x))
-    return result
 
 
 def _masked(scores: Tensor, mask: Any) -> Tensor:
