@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+#: What is read at once of something whose size nobody knows.
+_PIECE_BYTES = 1 << 20
+
+
 def read_bounded(path: Path, maximum_bytes: int, error: type[EqDeployError]) -> bytes:
     """Read a whole file, unless it is larger than such a file can be.
 
@@ -27,12 +31,17 @@ def read_bounded(path: Path, maximum_bytes: int, error: type[EqDeployError]) -> 
     """
     try:
         with path.open("rb") as stream:
-            content = stream.read(maximum_bytes + 1)
+            # Never more than the size says in one go: reading takes memory for all that is asked for.
+            length = os.fstat(stream.fileno()).st_size
+            pieces = [stream.read(length)] if length <= maximum_bytes else []
+            while length <= maximum_bytes and (piece := stream.read(_PIECE_BYTES)):  # no plain file, or one that grows
+                pieces.append(piece)
+                length += len(piece)
     except OSError as reason:
         raise error(reason.strerror or "cannot be read", where=str(path)) from reason
-    if len(content) > maximum_bytes:
+    if length > maximum_bytes:
         raise error(f"larger than {maximum_bytes >> 20} MiB", where=str(path))
-    return content
+    return b"".join(pieces)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqdeploy.errors import DataError
+from eqdeploy.files import read_bounded
 
 #: Larger than any file of these data sets.
 _MAXIMUM_BYTES = 512 << 20
@@ -96,13 +97,7 @@ def read_plain_pickle(path: Path) -> dict[str, Any]:
         DataError: If the file cannot be read, is damaged, or holds an instruction that makes anything else.
     """
     where = str(path)
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(_MAXIMUM_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=where) from error
-    if len(content) > _MAXIMUM_BYTES:
-        raise DataError(f"larger than {_MAXIMUM_BYTES:,} bytes", where=where, hint=_HINT)
+    content = read_bounded(path, _MAXIMUM_BYTES, DataError)
     machine = _Machine(where)
     try:
         with warnings.catch_warnings():

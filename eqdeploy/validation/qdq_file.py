@@ -126,14 +126,25 @@ class QdqFile:
 
     @cached_property
     def constants(self) -> dict[str, NDArray[Any]]:
-        """Initializers and Constant nodes by value name."""
-        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.proto.graph.initializer}
+        """Initializers and Constant nodes by value name.
+
+        Raises:
+            ValidationError: If the data of one do not fit its shape and type.
+        """
+        arrays = {tensor.name: self._array(tensor, tensor.name) for tensor in self.proto.graph.initializer}
         for node in self.proto.graph.node:
             if node.op_type == "Constant":
                 value = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
                 if value is not None:
-                    arrays[node.output[0]] = numpy_helper.to_array(value)
+                    arrays[node.output[0]] = self._array(value, node.output[0])
         return arrays
+
+    def _array(self, tensor: onnx.TensorProto, name: str) -> NDArray[Any]:
+        """The array that a tensor holds, which the ONNX checker does not look at."""
+        try:
+            return numpy_helper.to_array(tensor)
+        except (ValueError, TypeError) as error:
+            raise ValidationError(f"holds no array: {error}", where=f"{self.path}: {name}") from error
 
     @cached_property
     def producers(self) -> dict[str, onnx.NodeProto]:
