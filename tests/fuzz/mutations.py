@@ -267,7 +267,7 @@ def mutate_onnx(content: bytes, source: random.Random) -> bytes:
         model.ParseFromString(content)
         for _ in range(source.choice((1, 1, 2, 4))):
             _mutate_message(model, source)
-        return model.SerializeToString()[:MAXIMUM_BYTES]
+        return bytes(model.SerializeToString()[:MAXIMUM_BYTES])
     except (DecodeError, ValueError, TypeError, UnicodeError):
         return mutate_bytes(content, source)
 
