@@ -259,6 +259,7 @@ class TrainRequest:
         seed: Seed that takes the place of the configuration's.
         weights: File with float weights to start from, in the place of the configuration's.
         supernet: Name of a shipped supernet, or a checkpoint, to go on training.
+        probes: Number of held-out images for the checkpoint that takes the place of the configuration's.
         float_only: Whether to stop when the float network is trained.
         tensorboard: Folder that receives event files for TensorBoard, None for no such files.
         resume: Whether to go on from the state that an earlier run left in ``output``.
@@ -273,6 +274,7 @@ class TrainRequest:
     seed: int | None = None
     weights: str | None = None
     supernet: str | None = None
+    probes: int | None = None
     float_only: bool = False
     tensorboard: Path | None = None
     resume: bool = False

@@ -53,6 +53,16 @@ def train(
         str | None,
         typer.Option("--supernet", metavar="NAME|FILE", help="Supernet to go on training, without a float phase."),
     ] = None,
+    probes: Annotated[
+        int | None,
+        typer.Option(
+            "--probes",
+            metavar="N",
+            min=0,
+            help="Held-out images that the checkpoint holds to check preprocessing by; 0 for none."
+            " [default: the configuration's]",
+        ),
+    ] = None,
     float_only: Annotated[
         bool, typer.Option("--float-only", help="Stop when the float network is trained and its weights are written.")
     ] = False,
@@ -86,6 +96,7 @@ def train(
         seed=seed,
         weights=weights,
         supernet=supernet,
+        probes=probes,
         float_only=float_only,
         tensorboard=tensorboard,
         resume=resume,

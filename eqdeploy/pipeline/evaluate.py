@@ -53,7 +53,7 @@ def _evaluate_file(request: EvaluateRequest, target: Path, progress: Progress) -
     else:
         path = target
         with progress.stage(f"loading {request.supernet}"):
-            checkpoint = load_supernet(request.supernet, request.model).checkpoint
+            checkpoint = load_supernet(request.supernet, request.model, progress).checkpoint
         preprocessing, classes = checkpoint.preprocessing, tuple(checkpoint.metadata.classes)
     try:
         str(path).encode()
@@ -73,7 +73,7 @@ def _evaluate_supernet(request: EvaluateRequest, progress: Progress) -> Evaluati
     profile = None if request.profile is None else load_profile(request.profile)
     subnet = load_subnet(request.subnet)
     with progress.stage(f"loading {request.supernet}"):
-        loaded = load_supernet(request.supernet, request.model)
+        loaded = load_supernet(request.supernet, request.model, progress)
     checkpoint = loaded.checkpoint
     if profile is not None:
         subnet = resolve(profile, checkpoint.supernet.network, subnet).subnet

@@ -97,7 +97,7 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
         check_options(request.search)
     subnet = load_subnet(request.subnet)
     with progress.stage(f"loading {request.supernet} and {request.data}"):
-        loaded = load_supernet(request.supernet, request.model)
+        loaded = load_supernet(request.supernet, request.model, progress)
         network = loaded.checkpoint.supernet.network
         plans = [] if request.search else [resolve(profile, network, subnet) for profile in profiles]
         images = load_image_sets(

@@ -46,7 +46,7 @@ def measure_latency(request: LatencyRequest, progress: Progress) -> LatencyResul
         raise OutputError("exists already", where=str(request.output), hint="replace it with --force")
     profile = load_profile(request.profile)
     with progress.stage(f"loading {request.supernet}"):
-        loaded = load_supernet(request.supernet, request.model)
+        loaded = load_supernet(request.supernet, request.model, progress)
     supernet = loaded.checkpoint.supernet.eval()
     space = search_space(profile, supernet.network)
     plan = space.plan(space.sizes - 1)

@@ -23,7 +23,7 @@ def resolve_profile(request: ResolveRequest, progress: Progress) -> ResolvedPlan
     profile = load_profile(request.profile)
     subnet = load_subnet(request.subnet)
     with progress.stage(f"loading {request.supernet}"):
-        loaded = load_supernet(request.supernet, request.model)
+        loaded = load_supernet(request.supernet, request.model, progress)
     network = loaded.checkpoint.supernet.network
     plan = resolve(profile, network, subnet)
     bits = average_bits(plan, network)

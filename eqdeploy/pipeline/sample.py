@@ -39,7 +39,7 @@ def sample(request: SampleRequest, progress: Progress, workers: Workers = ALONE)
     progress = progress if workers.is_main else SilentProgress()
     with workers.together():
         with progress.stage(f"loading {request.supernet}"):
-            loaded = load_supernet(request.supernet, request.model)
+            loaded = load_supernet(request.supernet, request.model, progress)
         supernet = loaded.checkpoint.supernet.to(workers.device(Device.AUTO))
         data = load_training_images(request.data, loaded, progress, run_code=request.run_code)
         measuring = prepare_measuring(

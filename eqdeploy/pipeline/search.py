@@ -86,7 +86,7 @@ def search(request: SearchRequest, progress: Progress) -> SearchResult:
     check_destination(directory, force=request.force, recognize=recognize_search)
     check_options(request.options)
     with progress.stage(f"loading {request.supernet}"):
-        loaded = load_supernet(request.supernet, request.model)
+        loaded = load_supernet(request.supernet, request.model, progress)
         problem = make_problem(profile, loaded.checkpoint.supernet.network, request.options)
     source = EvidenceSource(
         request.supernet, request.model, request.data, request.run_code, request.workspace, request.options

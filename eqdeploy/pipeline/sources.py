@@ -13,6 +13,7 @@ from eqdeploy.data import InputPreprocessing, LabelledImages, LoadOptions, Prepr
 from eqdeploy.data.references import DIGITS
 from eqdeploy.errors import CheckpointError, DataError, ProfileError
 from eqdeploy.json_file import read_json
+from eqdeploy.progress import Progress
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.checkpoint import Checkpoint, checkpoint_digest, load_checkpoint
 from eqdeploy.yaml_file import suggest
@@ -21,6 +22,9 @@ from eqdeploy.zoo import build, load_factory
 _SUFFIX = ".safetensors"
 _PREDICTOR_SUFFIX = ".predictor.safetensors"
 _MAXIMUM_SUBNET_BYTES = 16 << 20
+
+#: What is said of a checkpoint that cannot be checked.
+NO_PROBES = "the checkpoint holds no probes: skipped the check that preprocessing is what training saw"
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class LoadedSupernet:
         name: Name of a shipped supernet, or of the file without its folder.
         digest: SHA-256 of the file without probes and statistics of the training images.
         checkpoint: What it holds.
-        probes: What the probes in it proved.
+        probes: What the probes in it proved, or that there are none.
     """
 
     name: str
@@ -99,12 +103,13 @@ def supernet_path(reference: str) -> Path:
     return path
 
 
-def load_supernet(reference: str, model: str | None) -> LoadedSupernet:
+def load_supernet(reference: str, model: str | None, progress: Progress | None = None) -> LoadedSupernet:
     """Load a supernet, and check that preprocessing and network give what they gave in training.
 
     Args:
         reference: Name of a shipped supernet or path of a checkpoint.
         model: ``package.module:factory`` of the float model, where the user gives one.
+        progress: Who is told if the check is skipped because the checkpoint holds no probes.
 
     Raises:
         CheckpointError: If there is no such supernet, its file is damaged, or its probes give other outputs.
@@ -114,6 +119,8 @@ def load_supernet(reference: str, model: str | None) -> LoadedSupernet:
     float_model = None if model is None else load_factory(model)
     checkpoint = load_checkpoint(path, build, float_model)
     probes = check_probes(checkpoint, where=str(path))
+    if checkpoint.probes is None and progress is not None:
+        progress.note(f"{reference}: {probes}")
     name = path.stem if reference in shipped_supernets() else path.name
     return LoadedSupernet(name, checkpoint_digest(path), checkpoint, probes)
 
@@ -132,7 +139,7 @@ def check_probes(checkpoint: Checkpoint, *, where: str) -> str:
         CheckpointError: If outputs differ by more than rounding.
     """
     if checkpoint.probes is None or not isinstance(checkpoint.preprocessing, Preprocessing):
-        return "no probes: preprocessing not proved"
+        return NO_PROBES
     checkpoint.probes.check(checkpoint.supernet, checkpoint.preprocessing, where=where)
     return f"{len(checkpoint.probes.inputs)} probes give the outputs that training saw"
 

@@ -62,7 +62,12 @@ def train(
         config = TrainingConfig.load(_configuration_path(request.configuration))
         supernet = None if request.supernet is None else str(supernet_path(request.supernet))
         config = config.overridden(
-            data=request.data, seed=request.seed, weights=request.weights, supernet=supernet, loss=request.loss
+            data=request.data,
+            seed=request.seed,
+            weights=request.weights,
+            supernet=supernet,
+            loss=request.loss,
+            probes=request.probes,
         )
         event_files = _event_files(request) if workers.is_main else None
         model = None if request.model is None else _own_model(request.model, config.seed)

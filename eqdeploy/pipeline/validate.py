@@ -121,7 +121,7 @@ def _yardstick(
         progress.note(f"{configuration.supernet} is not at hand: nothing is compared with it; name it with --supernet")
         return Yardstick()
     with progress.stage(f"loading {reference}"):
-        loaded = load_supernet(reference, request.model)
+        loaded = load_supernet(reference, request.model, progress)
     if loaded.digest != records.report.provenance.supernet_digest:
         raise CheckpointError(
             "is not the supernet that the artifact was made from", where=reference, hint="export again"

@@ -18,8 +18,11 @@ from torch import Tensor
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import CheckpointError, DataError
 
-#: Probes that training stores; 4 images of CIFAR-10 are 12 kB.
+#: Probes that training stores unless it is told otherwise; 4 images of CIFAR-10 are 12 kB.
 PROBES = 4
+
+#: Most that a checkpoint holds: all of them run whenever it is loaded.
+MAXIMUM_PROBES = 64
 
 #: Largest difference of an output, relative to the largest. Kernels of other processors and thread counts differ by
 #: 1e-6; a standard deviation that is one per mille off, by about 1e-3.
@@ -27,7 +30,6 @@ TOLERANCE = 1e-4
 
 # No module can have such a name, so these are never parameters of a model.
 _INPUTS, _OUTPUTS = "eqdeploy:probes.inputs", "eqdeploy:probes.outputs"
-_MAXIMUM = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ class Probes:
             or outputs is None
             or inputs.dtype not in (torch.uint8, torch.float32)
             or outputs.dtype is not torch.float32
-            or not 1 <= len(inputs) == len(outputs) <= _MAXIMUM
+            or not 1 <= len(inputs) == len(outputs) <= MAXIMUM_PROBES
             or not bool(torch.isfinite(inputs).all() and torch.isfinite(outputs).all())
         ):
             raise CheckpointError("the probes are damaged", where=where)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from eqdeploy.data.options import DataErrors
 from eqdeploy.errors import ProfileError
+from eqdeploy.supernet.probes import MAXIMUM_PROBES, PROBES
 from eqdeploy.training.input_settings import PREPROCESSING_SECTIONS, AnyPreprocessingSettings
 from eqdeploy.training.settings import (
     AugmentationSettings,
@@ -34,7 +35,7 @@ from eqdeploy.training.settings import (
 from eqdeploy.yaml_file import line_of, read_yaml, suggest
 
 #: Keys without effect on the numbers: two runs that differ only there compute the same.
-_WITHOUT_EFFECT = ("checkpoint_interval_steps", "evaluation_epochs", "data_cache")
+_WITHOUT_EFFECT = ("checkpoint_interval_steps", "evaluation_epochs", "data_cache", "probes")
 
 #: How the first version of the layout computed: digests of configurations that say so stay what they were.
 _FIRST_EXECUTION = ExecutionSettings(precision=Precision.FLOAT32, channels_last=False, compile=False)
@@ -68,9 +69,11 @@ class TrainingConfig(Section):
         seed: Seed of all random numbers.
         threads: Threads that torch computes with; another number may round sums differently.
         checkpoint_interval_steps: Steps between two saved states.
+        probes: Held-out images that the checkpoint holds as they are stored, to check preprocessing whenever it is
+            loaded; 0 for none. Other inputs than images have none.
     """
 
-    later = frozenset({"sampling", "static", "evaluation_epochs", "loss", "data_errors", "data_cache"})
+    later = frozenset({"sampling", "static", "evaluation_epochs", "loss", "data_errors", "data_cache", "probes"})
 
     schema_version: Annotated[Literal[1], Field(alias="schema")]
     model: ModelSettings
@@ -93,6 +96,7 @@ class TrainingConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     checkpoint_interval_steps: Count = 500
+    probes: Annotated[int, Field(ge=0, le=MAXIMUM_PROBES)] = PROBES
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:
@@ -144,18 +148,20 @@ class TrainingConfig(Section):
         weights: str | None = None,
         supernet: str | None = None,
         loss: str | None = None,
+        probes: int | None = None,
     ) -> TrainingConfig:
-        """The same configuration with other data, seed, start or loss; None keeps what is there.
+        """The same configuration with other data, seed, start, loss or probes; None keeps what is there.
 
         A run that starts from a supernet has no float phase.
 
         Raises:
-            ProfileError: If the seed is out of range.
+            ProfileError: If the seed or the number of probes is out of range.
         """
         changes: dict[str, Any] = {
             "data": self.data if data is None else data,
             "seed": self.seed if seed is None else seed,
             "loss": self.loss if loss is None else loss,
+            "probes": self.probes if probes is None else probes,
         }
         if weights is not None or supernet is not None:
             changes["model"] = {**dict(self.model), "weights": weights, "supernet": supernet}

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
 from eqdeploy.calibration.examination import EXAMINED_IMAGES, data_statistics
@@ -62,13 +60,13 @@ def write_checkpoint(
     start_digest: str | None,
     float_accuracy: float | None,
     evaluation: Evaluation | None,
-    probes: NDArray[Any],
+    held_out: LabelledImages,
     as_given: bool,
 ) -> None:
     """Write a trained supernet, with the BatchNorm statistics of its float network.
 
-    Whoever loads it can prove with the probes in it that preprocessing and network give what they give here, and
-    compare calibration images with those of the training.
+    Whoever loads it can prove with the probes in it, unless there are to be none, that preprocessing and network give
+    what they give here, and compare calibration images with those of the training.
 
     Args:
         supernet: Is moved to the processor, deactivated and put in evaluation mode, with these statistics.
@@ -79,7 +77,7 @@ def write_checkpoint(
         start_digest: SHA-256 of the weights or the supernet that the run started from, None for random weights.
         float_accuracy: Of the pre-trained float network, 0 to 1; None where there is no accuracy.
         evaluation: The grid of the trained supernet; None where there is no accuracy.
-        probes: A few samples as stored, images in the network's size.
+        held_out: Held-out samples as stored, images in the network's size: some of them become the probes.
         as_given: Whether no step changed the weights that were given: their own statistics then stay.
 
     Raises:
@@ -108,10 +106,17 @@ def write_checkpoint(
         },
         training_data=training_statistics(supernet, images, preprocessing),
     )
-    stored = None
-    if isinstance(preprocessing, Preprocessing) and sum(tensor.is_output for tensor in supernet.network.tensors) == 1:
-        stored = Probes.of(supernet, probes, preprocessing)
-    save_checkpoint(supernet, metadata, path, stored)
+    save_checkpoint(supernet, metadata, path, _probes(supernet, held_out, preprocessing, count=config.probes))
+
+
+def _probes(
+    supernet: Supernet, held_out: LabelledImages, preprocessing: InputPreprocessing, *, count: int
+) -> Probes | None:
+    """Probes for a checkpoint; None if none are wanted, for inputs that are no images and for several outputs."""
+    outputs = sum(tensor.is_output for tensor in supernet.network.tensors)
+    if count == 0 or outputs != 1 or not isinstance(preprocessing, Preprocessing):
+        return None
+    return Probes.of(supernet, held_out.spread(count).images, preprocessing)
 
 
 def training_statistics(

@@ -21,7 +21,6 @@ from eqdeploy.progress import Progress, SilentProgress
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
 from eqdeploy.supernet.inputs import batch_size, map_inputs
-from eqdeploy.supernet.probes import PROBES
 from eqdeploy.training.automatic import Workload, decide
 from eqdeploy.training.average import ParameterAverage
 from eqdeploy.training.batches import Batch, TrainingBatches, augmented_images, derive_seed, seeded_generator
@@ -215,7 +214,7 @@ class _Run:
                     start_digest=self.start.digest,
                     float_accuracy=position.float_accuracy,
                     evaluation=evaluation,
-                    probes=self.test_data.spread(PROBES).images,
+                    held_out=self.test_data,
                     as_given=self.start.is_given and not self._trains,
                 )
                 self.files.remove_state()

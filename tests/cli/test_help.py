@@ -45,6 +45,7 @@ COMMANDS: dict[tuple[str, ...], set[str]] = {
             "--weights",
             "--supernet",
             "--float-only",
+            "--probes",
             "--tensorboard",
         ),
         *("--resume", "--force"),

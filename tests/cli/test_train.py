@@ -70,6 +70,17 @@ def test_the_float_network_first_and_then_the_supernet(eqdeploy: Run, configurat
     assert result_of(again)["rows"][0] == first["rows"][0]
 
 
+def test_a_checkpoint_without_probes_says_that_a_check_is_skipped(eqdeploy: Run, configuration: Path) -> None:
+    for count, words in ((0, "run0/supernet.safetensors: the checkpoint holds no probes: skipped the check"), (2, "")):
+        trained = eqdeploy("train", "small.yaml", "--out", f"run{count}", "--probes", str(count))
+        assert trained.returncode == 0, trained.stderr
+        done = eqdeploy("eval", "--supernet", f"run{count}/supernet.safetensors", "--data", "images")
+        assert done.returncode == 0, done.stderr
+        assert words in done.stderr
+        assert ("probes" in done.stderr) == bool(words)
+    assert_refused(eqdeploy("train", "small.yaml", "--out", "run", "--probes", "65"), 10, "probes", "64")
+
+
 def test_the_text_names_the_float_weights(eqdeploy: Run, configuration: Path) -> None:
     done = eqdeploy("train", "small.yaml", "--out", "run", "--float-only")
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,26 @@ from safetensors.torch import load_file
 
 from eqdeploy.data import DIGITS_PREPROCESSING, Preprocessing, load_data
 from eqdeploy.errors import CheckpointError
-from eqdeploy.pipeline.sources import check_probes, load_supernet, shipped_predictor, shipped_supernets, supernet_path
+from eqdeploy.pipeline.sources import (
+    NO_PROBES,
+    check_probes,
+    load_supernet,
+    shipped_predictor,
+    shipped_supernets,
+    supernet_path,
+)
 from eqdeploy.supernet.checkpoint import Checkpoint, checkpoint_digest, load_checkpoint, save_checkpoint
 from eqdeploy.supernet.probes import PROBES, Probes
+from eqdeploy.training.trainer import train
 from eqdeploy.zoo import build
+from tests.unit.training_support import Listener, configuration, write_images
+
+TINY: dict[str, Any] = {
+    "model": {"architecture": "mlp", "arguments": {"classes": 4, "width": 8}},
+    "space": {"bits": [8], "symmetries": ["symmetric"]},
+    "float_training": {"epochs": 1},
+    "supernet_training": {"epochs": 1},
+}
 
 
 @pytest.fixture
@@ -72,7 +89,60 @@ def test_a_changed_network_is_found(checkpoint: Checkpoint) -> None:
 
 def test_without_probes_nothing_is_proved_and_the_report_can_say_so(checkpoint: Checkpoint) -> None:
     old = dataclasses.replace(checkpoint, probes=None)
-    assert check_probes(old, where="x") == "no probes: preprocessing not proved"
+    assert check_probes(old, where="x") == NO_PROBES
+    assert "skipped" in NO_PROBES
+
+
+def test_probes_can_be_taken_out_of_a_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "passed-on.safetensors"
+    save_checkpoint(checkpoint.supernet, checkpoint.metadata, path)
+    assert checkpoint_digest(path) == checkpoint_digest(supernet_path("digits"))
+    listener = Listener()
+    assert load_supernet(str(path), None, listener).probes == NO_PROBES
+    assert listener.notes == [f"{path}: {NO_PROBES}"]
+
+
+def train_probes(folder: Path, name: str, **changes: Any) -> Path:
+    """Checkpoint of a tiny training."""
+    data = folder / "images"
+    config = configuration(data if data.exists() else write_images(data), **TINY, **changes)
+    return train(config, folder / name).checkpoint or folder
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 64])
+def test_training_stores_as_many_probes_as_it_is_told(tmp_path: Path, count: int) -> None:
+    path = train_probes(tmp_path, "run", probes=count)
+    found, held_out = load_checkpoint(path, build), np.load(tmp_path / "images" / "test.npz")["images"]
+    listener = Listener()
+    if count:
+        assert found.probes is not None
+        stored = {image.tobytes() for image in found.probes.inputs.numpy()}
+        assert len(stored) == min(count, len(held_out))
+        assert stored <= {image.tobytes() for image in held_out}
+        said = f"{len(stored)} probes give the outputs that training saw"
+        assert load_supernet(str(path), None, listener).probes == said
+        assert listener.notes == []
+    else:
+        assert found.probes is None
+        assert load_supernet(str(path), None, listener).probes == NO_PROBES
+        assert listener.notes == [f"{path}: {NO_PROBES}"]
+
+
+def test_no_image_is_left_in_a_checkpoint_without_probes(tmp_path: Path) -> None:
+    bare, usual = train_probes(tmp_path, "bare", probes=0), train_probes(tmp_path, "usual")
+    images = [image for split in ("train", "test") for image in np.load(tmp_path / "images" / f"{split}.npz")["images"]]
+
+    def occurrences(content: bytes) -> int:
+        kinds = (np.uint8, np.float32)
+        return sum(image.astype(kind).tobytes() in content for image in images for kind in kinds)
+
+    assert {name: occurrences(path.read_bytes()) for name, path in (("bare", bare), ("usual", usual))} == {
+        "bare": 0,
+        "usual": PROBES,
+    }
+    # Neither the training nor what is known of the supernet depends on them.
+    assert checkpoint_digest(bare) == checkpoint_digest(usual)
+    assert (bare.parent / "training.jsonl").read_bytes() == (usual.parent / "training.jsonl").read_bytes()
 
 
 def test_neither_probes_nor_statistics_change_the_digest(checkpoint: Checkpoint, tmp_path: Path) -> None:

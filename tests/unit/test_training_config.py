@@ -202,6 +202,15 @@ def test_data_and_seed_can_be_replaced(tmp_path: Path) -> None:
         config.overridden(seed=-1)
 
 
+def test_probes_change_no_number(tmp_path: Path) -> None:
+    config = configuration(tmp_path / "images")
+    assert (config.probes, config.overridden(probes=0).probes, config.overridden(probes=64).probes) == (4, 0, 64)
+    assert config.overridden(probes=0).digest == config.digest
+    for wrong in (-1, 65):
+        with pytest.raises(ProfileError, match="probes"):
+            config.overridden(probes=wrong)
+
+
 def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
     config = configuration(tmp_path / "images")
     with pytest.raises(ValueError, match="frozen"):
