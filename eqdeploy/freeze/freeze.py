@@ -16,6 +16,7 @@ from eqdeploy.errors import ProfileError, ValidationError
 from eqdeploy.freeze.affine import channel_affine, to_numpy
 from eqdeploy.freeze.float_graph import FloatGraph, without_nodes
 from eqdeploy.freeze.folding import ChannelAffine, fit_bias, fold, next_power_of_two
+from eqdeploy.freeze.masks import make_masks_finite
 from eqdeploy.network import LayerInfo, OpKind, TensorInfo
 from eqdeploy.plan import BiasFormat, DevicePlan, EncodingSource, TensorPlan
 from eqdeploy.quant.encoding import Encoding, are_powers_of_two
@@ -77,13 +78,14 @@ def freeze(supernet: Supernet, plan: DevicePlan, graph: FloatGraph, samples: Map
             values[layer.weight.name.removesuffix("weight") + "bias"] = layer.float_bias
     parameters = [layer.weight for layer in layers] + [layer.bias for layer in layers if layer.bias is not None]
     merged = {tensor.merged_copy: tensor.tensor for tensor in plan.tensors if tensor.merged_copy is not None}
+    activations = {
+        tensor.tensor: QuantizedTensor(tensor.tensor, encodings[tensor.tensor], frozenset(tensor.float_readers))
+        for tensor in plan.tensors
+        if tensor.tensor in encodings and tensor.tensor not in merged
+    }
     return QuantizedModel(
-        graph=without_nodes(graph.filled(values), merged),
-        activations={
-            tensor.tensor: QuantizedTensor(tensor.tensor, encodings[tensor.tensor], frozenset(tensor.float_readers))
-            for tensor in plan.tensors
-            if tensor.tensor in encodings and tensor.tensor not in merged
-        },
+        graph=make_masks_finite(without_nodes(graph.filled(values), merged), activations),
+        activations=activations,
         parameters={parameter.name: parameter for parameter in parameters},
         coverage={tensor.tensor: tensor.coverage for tensor in plan.tensors},
         reasons={tensor.tensor: tensor.reason for tensor in plan.tensors},

@@ -21,6 +21,7 @@ from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.inputs import Inputs, call, concatenate, positional, to_inputs
 from eqdeploy.supernet.statistics import read_statistics
 from eqdeploy.supernet.supernet import Supernet
+from eqdeploy.supernet.visibility import ENCODED_DEPTH, SoftmaxViews, raised
 
 #: Largest relative difference of numbers that the same float32 operations gave, perhaps with sums in another order.
 _SAME = 1e-4
@@ -117,11 +118,15 @@ def compare_samples(supernet: Supernet, subnet: SubnetConfig, evidence: Calibrat
     copied = copy.deepcopy(supernet).eval()
     copied.activate(subnet)
     first = to_inputs(evidence.preprocessing.apply(evidence.images.images[:BATCH_SIZE]))
-    recorder = _Recorder(copied.graph_module, frozenset(samples))
+    views = SoftmaxViews(copied.graph_module, ENCODED_DEPTH)
+    needed = {node.name: node for node in views.needed(samples)}
+    recorder = _Recorder(copied.graph_module, frozenset(samples) | needed.keys())
     recorder.run(*positional(copied.graph_module.graph, first))
+    kept = {node: recorder.values[name] for name, node in needed.items()}
     faults: list[Fault] = []
     for name, values in samples.items():
-        expected = subsample(recorder.values[name].float().reshape(1, -1), VALUES_PER_BATCH)
+        seen = raised(recorder.values[name].float(), views.floor(name, kept))
+        expected = subsample(seen.reshape(1, -1), VALUES_PER_BATCH)
         found = values[:, : expected.shape[1]]
         largest = float(expected.abs().max())
         if found.shape != expected.shape or not bool((found - expected).abs().max() <= _SAME * largest):

@@ -115,11 +115,17 @@ def _distances(
     scale, zero_point = float(encoding.scale), int(encoding.zero_point)
     if value.shape != exact.value.shape or value.shape != codes.shape:
         return _Distance(np.inf, 0.0), _Distance(np.inf, 0.5)
-    same = value == exact.value  # infinities
-    steps = np.where(same, 0.0, np.abs(value - np.where(same, 0.0, exact.value)) / scale)
-    reach = np.abs(value) / scale + abs(zero_point) + 1
-    allowed = np.broadcast_to(exact.error / scale, steps.shape) + 2.0**-40 * reach
-    kernel = gamma(6) * (reach + np.broadcast_to(exact.magnitude / scale, steps.shape)) + _KERNEL_STEPS
+    # Both below the range, or both above it, are one number to all readers: what hides from softmax may be −∞ in the
+    # subnet and a finite number on the device.
+    low, high = scale * (encoding.q_min - zero_point - 1), scale * (encoding.q_max - zero_point + 1)
+    same = ((value < low) & (exact.value < low)) | ((value > high) & (exact.value > high))
+    steps = np.where(same, 0.0, np.abs(np.where(same, 0.0, value) - np.where(same, 0.0, exact.value)) / scale)
+    reach = np.where(same, 0.0, np.abs(value) / scale) + abs(zero_point) + 1
+    error, magnitude = (
+        np.where(same, 0.0, np.broadcast_to(part, same.shape)) for part in (exact.error, exact.magnitude)
+    )
+    allowed = error / scale + 2.0**-40 * reach
+    kernel = gamma(6) * (reach + magnitude / scale) + _KERNEL_STEPS
     inside = np.clip(value / scale, encoding.q_min - zero_point, encoding.q_max - zero_point)
     return _worst(steps, allowed), _worst(np.abs(codes - zero_point - inside), 0.5 + allowed + kernel)
 

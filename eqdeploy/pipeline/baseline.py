@@ -17,7 +17,9 @@ from eqdeploy.progress import Progress
 from eqdeploy.supernet.checkpoint import Checkpoint
 from eqdeploy.supernet.inputs import positional, to_inputs
 from eqdeploy.supernet.supernet import Supernet
+from eqdeploy.supernet.visibility import COMPARED_DEPTH, SoftmaxViews
 from eqdeploy.validation.accuracy import Classifier, torch_classifier
+from eqdeploy.validation.distance import FloatValues
 
 
 class FloatNetwork:
@@ -36,7 +38,7 @@ class FloatNetwork:
         """The network as a classifier of preprocessed images."""
         return torch_classifier(self._supernet)
 
-    def tensors(self, images: NDArray[Any], names: Collection[str]) -> dict[str, NDArray[np.float32]]:
+    def tensors(self, images: NDArray[Any], names: Collection[str]) -> FloatValues:
         """Values of some tensors.
 
         Args:
@@ -44,24 +46,33 @@ class FloatNetwork:
             names: Names of the network description; those that it does not have are left out.
 
         Returns:
-            float32 values by name, shape (N, …) of the tensor.
+            float32 values by name, shape (N, …) of the tensor, and what softmax does not see of them.
         """
-        recorder = _Recorder(self._supernet.graph_module, frozenset(names))
+        graph_module = self._supernet.graph_module
+        views = SoftmaxViews(graph_module, COMPARED_DEPTH)
+        recorder = _Recorder(graph_module, frozenset(names), views.needed(names))
         with torch.inference_mode():
-            recorder.run(*positional(self._supernet.graph_module.graph, to_inputs(images)))
-        return recorder.values
+            recorder.run(*positional(graph_module.graph, to_inputs(images)))
+            floors = {name: views.floor(name, recorder.kept) for name in recorder.values}
+        return FloatValues(
+            recorder.values, {name: floor.numpy() for name, floor in floors.items() if floor is not None}
+        )
 
 
 class _Recorder(fx.Interpreter):
     """Runs a graph and keeps chosen tensors as they are when they are computed."""
 
-    def __init__(self, graph_module: fx.GraphModule, names: frozenset[str]) -> None:
+    def __init__(self, graph_module: fx.GraphModule, names: frozenset[str], nodes: frozenset[fx.Node]) -> None:
         super().__init__(graph_module)
         self.names = names
+        self.nodes = nodes
         self.values: dict[str, NDArray[np.float32]] = {}
+        self.kept: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if n in self.nodes:
+            self.kept[n] = result.clone()
         if n.name in self.names and isinstance(result, Tensor):
             self.values[n.name] = np.array(result.numpy(), np.float32)
         return result

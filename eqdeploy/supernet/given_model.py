@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.supernet.inputs import Inputs, batch_size, call, map_inputs
@@ -119,3 +119,25 @@ def not_finite(found: Tensor, constant: Tensor | None = None) -> bool:
     if constant is not None and constant.shape == found.shape:
         wrong &= found != constant.to(found.device)
     return bool(wrong.any())
+
+
+def refuse_nan_constants(graph_module: fx.GraphModule) -> None:
+    """Refuse constants that hold NaN: so does everything that is computed from them.
+
+    Raises:
+        UnsupportedOperationError: Naming the constant.
+    """
+    for node in graph_module.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        owner, _, name = str(node.target).rpartition(".")
+        constant = getattr(graph_module.get_submodule(owner), name)
+        if not isinstance(constant, Tensor) or isinstance(constant, nn.Parameter) or not constant.is_floating_point():
+            continue
+        if bool(torch.isnan(constant).any()):
+            reader = next(iter(node.users), node)
+            raise UnsupportedOperationError(
+                f"the constant holds NaN; {reader.name} reads it",
+                where=str(node.target),
+                hint="0 · ∞ is NaN: a causal mask is torch.full((n, n), -math.inf).triu(1), not ones times -inf",
+            )

@@ -28,12 +28,14 @@ from eqdeploy.supernet.functional_norm import use_batch_norm_modules
 from eqdeploy.supernet.given_model import (
     refuse_batch_statistics,
     refuse_mixed_samples,
+    refuse_nan_constants,
     refuse_opaque_modules,
 )
 from eqdeploy.supernet.in_place import make_out_of_place
 from eqdeploy.supernet.inputs import Inputs, batch_size, call, map_inputs, probe, shapes_of
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.operations import ELASTIC_MODULES
+from eqdeploy.supernet.scaled_dot_product import write_out_scaled_dot_products
 from eqdeploy.supernet.shapes import propagate_shapes, run_another_batch, tensors_in
 from eqdeploy.supernet.tracers import ConstantShapeTracer, PathTracer
 from eqdeploy.zoo.wrappers import unwrapped
@@ -85,6 +87,7 @@ def trace(model: nn.Module, example_input: Inputs) -> fx.GraphModule:
     graph_module = _symbolic_trace(model, example_input)
     propagate_shapes(graph_module, example_input)
     _canonicalize(graph_module)
+    refuse_nan_constants(graph_module)
     propagate_shapes(graph_module, example_input)
     _compare(expected, run_another_batch(graph_module, another), type(model).__name__)
     for name, module in graph_module.named_modules():
@@ -159,6 +162,7 @@ def _canonicalize(graph_module: fx.GraphModule) -> None:
     split_spatial_means(graph)
     replace_adaptive_pools(graph_module)
     split_gated_activations(graph_module)
+    write_out_scaled_dot_products(graph_module)
     graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
     rename_clashing(graph_module)

@@ -4,7 +4,8 @@ It needs images, but no labels. What is measured is the signal-to-quantization-n
 
     SQNR = 10 · log10(Σ x² / Σ (x − y)²)   in dB,   x of the float network, y dequantized codes,
 
-and the largest difference |x − y|.
+and the largest difference |x − y|. Of what softmax alone reads, entries that it sees in neither network do not count,
+and those that it sees in one only are compared with where it begins to see them: how deep a mask hides is no matter.
 """
 
 from __future__ import annotations
@@ -24,8 +25,22 @@ from eqdeploy.validation.reference.integer import ReferenceResult
 #: Tensors in a summary.
 _WORST = 3
 
-#: Values of the float network by tensor name, for preprocessed images and the names that are wanted.
-FloatTensors = Callable[[NDArray[Any], Collection[str]], Mapping[str, NDArray[np.float32]]]
+
+@dataclass(frozen=True, eq=False)
+class FloatValues:
+    """What the float network computes for a batch.
+
+    Attributes:
+        values: float32 values by tensor name.
+        floors: For tensors that softmax alone reads, by name, where it begins to see them; broadcasts with the values.
+    """
+
+    values: Mapping[str, NDArray[np.float32]]
+    floors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+#: Values of the float network, for preprocessed images and the names of tensors that are wanted.
+FloatTensors = Callable[[NDArray[Any], Collection[str]], FloatValues]
 
 
 @dataclass(frozen=True)
@@ -136,8 +151,11 @@ class _Sums:
     noise: float = 0.0
     largest: float = 0.0
 
-    def add(self, wanted: NDArray[Any], found: NDArray[Any]) -> None:
-        """Add the values of one batch; what is infinite in the float network is left out."""
+    def add(self, wanted: NDArray[Any], found: NDArray[Any], floor: NDArray[Any] | None) -> None:
+        """Add the values of one batch; what is infinite in the float network, or not seen in either, is left out."""
+        if floor is not None:
+            seen = (wanted > floor) | (found > floor)
+            wanted, found = (np.where(seen, np.maximum(values, floor), 0.0) for values in (wanted, found))
         finite = np.isfinite(wanted)
         x = np.where(finite, wanted, 0.0).astype(np.float64)
         difference = x - np.where(finite, found, 0.0)
@@ -173,12 +191,15 @@ class DistanceMeter:
             found: What the exported network computes for them.
         """
         names = self._names
-        wanted = self.float_tensors(images, names)
+        known = self.float_tensors(images, names)
         for name in names:
-            encoding = self.graph.encodings.get(name)
+            encoding, wanted, floor = self.graph.encodings.get(name), known.values.get(name), known.floors.get(name)
             values = found.outputs[name] if encoding is None else encoding.dequantize(found.codes[name])
-            if name in wanted and wanted[name].size == values.size:
-                self._sums.setdefault(name, _Sums()).add(wanted[name].reshape(values.shape), values)
+            if wanted is None or wanted.size != values.size:
+                continue
+            if floor is not None:
+                floor = np.broadcast_to(floor, wanted.shape).reshape(values.shape)
+            self._sums.setdefault(name, _Sums()).add(wanted.reshape(values.shape), values, floor)
         self.images += len(images)
 
     def report(self, min_sqnr: float | None = None) -> DistanceReport:

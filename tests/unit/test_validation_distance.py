@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from eqdeploy.testing import sample_model
-from eqdeploy.validation.distance import DistanceMeter, DistanceReport
+from eqdeploy.validation.distance import DistanceMeter, DistanceReport, FloatValues
 from eqdeploy.validation.noise import MARGIN, SUFFICIENT_SQNR, default_floor, rounding_noise
 from eqdeploy.validation.reference.integer import IntegerReference
 
@@ -26,9 +26,9 @@ OUTPUT = REFERENCE.graph.output_names[0]
 def measured(values: Mapping[str, NDArray[np.float32]], min_sqnr: float | None = None) -> DistanceReport:
     """The report for a float network with these values, added up in two batches."""
 
-    def tensors(images: NDArray[np.float32], names: Collection[str]) -> dict[str, NDArray[np.float32]]:
+    def tensors(images: NDArray[np.float32], names: Collection[str]) -> FloatValues:
         rows = slice(0, 4) if len(images) == 4 else slice(4, 6)
-        return {name: values[name][rows] for name in names if name in values}
+        return FloatValues({name: values[name][rows] for name in names if name in values})
 
     meter = DistanceMeter(REFERENCE.graph, tensors)
     for part in (IMAGES[:4], IMAGES[4:]):
