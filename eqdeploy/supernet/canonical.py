@@ -43,18 +43,22 @@ class _AdaptivePool:
 _FACTORS = frozenset({operator.mul, operator.truediv, torch.mul, torch.div, "mul", "div"})
 _TERMS = frozenset({operator.add, operator.sub, torch.add, torch.sub, "add", "sub"})
 
-_AVERAGES = (F.avg_pool1d, F.avg_pool2d)
+_AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 #: Adaptive pools as modules and as functions, with the number of axes and the pool with windows of one size.
 _ADAPTIVE_POOLS: Mapping[Any, tuple[int, Callable[..., Any]]] = {
     nn.AdaptiveAvgPool1d: (1, F.avg_pool1d),
     nn.AdaptiveAvgPool2d: (2, F.avg_pool2d),
+    nn.AdaptiveAvgPool3d: (3, F.avg_pool3d),
     nn.AdaptiveMaxPool1d: (1, F.max_pool1d),
     nn.AdaptiveMaxPool2d: (2, F.max_pool2d),
+    nn.AdaptiveMaxPool3d: (3, F.max_pool3d),
     F.adaptive_avg_pool1d: (1, F.avg_pool1d),
     F.adaptive_avg_pool2d: (2, F.avg_pool2d),
+    F.adaptive_avg_pool3d: (3, F.avg_pool3d),
     F.adaptive_max_pool1d: (1, F.max_pool1d),
     F.adaptive_max_pool2d: (2, F.max_pool2d),
+    F.adaptive_max_pool3d: (3, F.max_pool3d),
 }
 
 
@@ -141,9 +145,9 @@ def split_padding(graph_module: fx.GraphModule) -> None:
     paddings: dict[str, tuple[tuple[int, ...], str]] = {}
     for node in list(graph.nodes):
         module = module_of(graph_module, node)
-        if type(module) not in (nn.Conv1d, nn.Conv2d):
+        if type(module) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
             continue
-        assert isinstance(module, nn.Conv1d | nn.Conv2d)
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         widths = tuple(module._reversed_padding_repeated_twice)
         if module.padding_mode != "zeros" or widths[::2] != widths[1::2]:
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

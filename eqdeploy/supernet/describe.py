@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -53,7 +54,7 @@ def describe(graph_module: fx.GraphModule, space: ElasticSpace) -> NetworkDescri
         if node.op in ("output", "get_attr") or sources.get(node) != (node.name,) or tensor_shape(node) is None:
             continue
         inputs = _inputs(node, sources)
-        operation = classify(graph_module, node)
+        operation = _named_by_module(graph_module, node, classify(graph_module, node))
         bounds = _propagate_bounds(graph_module, node, operation, inputs, drafts)
         drafts[node.name] = _Draft(node, operation, inputs, bounds, [])
         for name in inputs:
@@ -143,6 +144,16 @@ def _tensor_info(draft: _Draft, is_output: bool) -> TensorInfo:
     )
 
 
+def _named_by_module(graph_module: fx.GraphModule, node: fx.Node, operation: Operation) -> Operation:
+    """An operation under the name of the module whose result it picks out of several, as of an LSTM."""
+    source = node.args[0] if node.target is operator.getitem else None
+    while isinstance(source, fx.Node) and source.target is operator.getitem:
+        source = source.args[0]
+    if not isinstance(source, fx.Node) or source.op != "call_module" or tensor_shape(source) is not None:
+        return operation
+    return replace(operation, text=classify(graph_module, source).text)
+
+
 def _is_integer(node: fx.Node) -> bool:
     """Whether a node's tensor holds integers or truth values."""
     dtype = tensor_dtype(node)
@@ -181,7 +192,7 @@ def _layers(graph_module: fx.GraphModule, drafts: dict[str, _Draft], returned: s
     if not layers:
         raise UnsupportedOperationError(
             "the model has no quantizable layer",
-            hint="Conv1d, Conv2d, ConvTranspose2d and Linear modules are quantized",
+            hint="convolutions, transposed convolutions and Linear are quantized",
         )
     return tuple(layers)
 

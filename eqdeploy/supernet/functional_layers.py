@@ -11,19 +11,21 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
+from eqdeploy.network import OpKind
+from eqdeploy.supernet.operations import ELASTIC_MODULES
 from eqdeploy.supernet.shapes import tensor_shape
 
 _CONVOLUTIONS: Mapping[Callable[..., Any], Any] = {
     F.conv1d: nn.Conv1d,
     F.conv2d: nn.Conv2d,
+    F.conv3d: nn.Conv3d,
+    F.conv_transpose1d: nn.ConvTranspose1d,
     F.conv_transpose2d: nn.ConvTranspose2d,
+    F.conv_transpose3d: nn.ConvTranspose3d,
 }
 #: Arguments behind the bias, in order.
-_OPTIONS: Mapping[Any, tuple[str, ...]] = {
-    nn.Conv1d: ("stride", "padding", "dilation", "groups"),
-    nn.Conv2d: ("stride", "padding", "dilation", "groups"),
-    nn.ConvTranspose2d: ("stride", "padding", "output_padding", "groups", "dilation"),
-}
+_CONVOLUTION_OPTIONS = ("stride", "padding", "dilation", "groups")
+_TRANSPOSED_OPTIONS = ("stride", "padding", "output_padding", "groups", "dilation")
 _DEFAULTS: Mapping[str, Any] = {
     "bias": None,
     "stride": 1,
@@ -92,15 +94,20 @@ def _convolution(graph_module: fx.GraphModule, node: fx.Node) -> _Call | None:
     kind = _CONVOLUTIONS.get(node.target) if callable(node.target) else None
     if node.op != "call_function" or kind is None:
         return None
-    names = ("input", "weight", "bias", *_OPTIONS[kind])
-    given: dict[str, Any] = {**_DEFAULTS, **dict(zip(names, node.args, strict=False)), **node.kwargs}
-    options = {name: given[name] for name in _OPTIONS[kind]}
+    transposed = ELASTIC_MODULES[kind] is OpKind.CONV_TRANSPOSE
+    names = _TRANSPOSED_OPTIONS if transposed else _CONVOLUTION_OPTIONS
+    given: dict[str, Any] = {
+        **_DEFAULTS,
+        **dict(zip(("input", "weight", "bias", *names), node.args, strict=False)),
+        **node.kwargs,
+    }
+    options = {name: given[name] for name in names}
     shape = _parameter_shape(graph_module, given["weight"], given["bias"])
     if shape is None or not isinstance(given["input"], fx.Node) or not _are_constant(options):
         return None
     size, groups = tuple(shape[2:]), options.pop("groups")
     options = {name: _all_axes(value, len(size)) for name, value in options.items()}
-    channels = (shape[0], shape[1] * groups) if kind is nn.ConvTranspose2d else (shape[1] * groups, shape[0])
+    channels = (shape[0], shape[1] * groups) if transposed else (shape[1] * groups, shape[0])
     module = kind(*channels, size, groups=groups, bias=given["bias"] is not None, device="meta", **options)
     return _Call(given["input"], given["weight"], given["bias"], module, node)
 

@@ -16,7 +16,7 @@ import copy
 import operator
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,7 +26,7 @@ from eqdeploy.quant.affine import dequantize, quantize, quantize_dequantize
 from eqdeploy.quant.form import Form
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.inputs import Inputs, call
-from eqdeploy.supernet.layers import ElasticConv1d, ElasticConv2d, ElasticConvTranspose2d, ElasticLinear
+from eqdeploy.supernet.layers import ElasticLayer
 from eqdeploy.supernet.operations import BATCH_NORM_MODULES
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
 
@@ -37,7 +37,7 @@ WEIGHT_CACHE_BYTES = 2 << 30
 _FIXED_QUANTIZERS = "fixed_activation_quantizers"
 
 #: Modules and functions that always return a tensor that is new.
-_FRESH_MODULES = (*BATCH_NORM_MODULES, ElasticConv1d, ElasticConv2d, ElasticConvTranspose2d, ElasticLinear)
+_FRESH_MODULES = (*BATCH_NORM_MODULES, *get_args(ElasticLayer))
 _FRESH_FUNCTIONS: tuple[Callable[..., Any], ...] = (operator.add, torch.add)
 
 

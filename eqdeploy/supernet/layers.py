@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -33,6 +34,43 @@ class ElasticConv2d(nn.Conv2d):
         return result
 
 
+class ElasticConv3d(nn.Conv3d):
+    """Conv3d that convolves with the fake-quantized weight."""
+
+    weight_quantizer: ElasticQuantizer
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Same shapes as ``nn.Conv3d``."""
+        result: Tensor = self._conv_forward(input, self.weight_quantizer(self.weight), self.bias)
+        return result
+
+
+def _transposed(function: Callable[..., Tensor], layer: Any, input: Tensor, output_size: list[int] | None) -> Tensor:
+    """A transposed convolution with the fake-quantized weight of a layer."""
+    if output_size is not None:
+        raise ValueError("output_size is not supported; set output_padding instead")
+    return function(
+        input,
+        layer.weight_quantizer(layer.weight),
+        layer.bias,
+        layer.stride,
+        layer.padding,
+        layer.output_padding,
+        layer.groups,
+        layer.dilation,
+    )
+
+
+class ElasticConvTranspose1d(nn.ConvTranspose1d):
+    """ConvTranspose1d with the fake-quantized weight."""
+
+    weight_quantizer: ElasticQuantizer
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Same shapes as ``nn.ConvTranspose1d`` without ``output_size``."""
+        return _transposed(F.conv_transpose1d, self, input, output_size)
+
+
 class ElasticConvTranspose2d(nn.ConvTranspose2d):
     """ConvTranspose2d with the fake-quantized weight."""
 
@@ -40,18 +78,17 @@ class ElasticConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Same shapes as ``nn.ConvTranspose2d`` without ``output_size``."""
-        if output_size is not None:
-            raise ValueError("output_size is not supported; set output_padding instead")
-        return F.conv_transpose2d(
-            input,
-            self.weight_quantizer(self.weight),
-            self.bias,
-            self.stride,
-            self.padding,  # type: ignore[arg-type]
-            self.output_padding,
-            self.groups,
-            self.dilation,
-        )
+        return _transposed(F.conv_transpose2d, self, input, output_size)
+
+
+class ElasticConvTranspose3d(nn.ConvTranspose3d):
+    """ConvTranspose3d with the fake-quantized weight."""
+
+    weight_quantizer: ElasticQuantizer
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Same shapes as ``nn.ConvTranspose3d`` without ``output_size``."""
+        return _transposed(F.conv_transpose3d, self, input, output_size)
 
 
 class ElasticLinear(nn.Linear):
@@ -64,19 +101,32 @@ class ElasticLinear(nn.Linear):
         return F.linear(input, self.weight_quantizer(self.weight), self.bias)
 
 
-ElasticLayer = ElasticConv1d | ElasticConv2d | ElasticConvTranspose2d | ElasticLinear
+ElasticConvolution = ElasticConv1d | ElasticConv2d | ElasticConv3d
+ElasticTransposed = ElasticConvTranspose1d | ElasticConvTranspose2d | ElasticConvTranspose3d
+ElasticLayer = ElasticConvolution | ElasticTransposed | ElasticLinear
+
+_CONVOLUTIONS: Mapping[type[nn.Module], type[ElasticConvolution]] = {
+    nn.Conv1d: ElasticConv1d,
+    nn.Conv2d: ElasticConv2d,
+    nn.Conv3d: ElasticConv3d,
+}
+_TRANSPOSED: Mapping[type[nn.Module], type[ElasticTransposed]] = {
+    nn.ConvTranspose1d: ElasticConvTranspose1d,
+    nn.ConvTranspose2d: ElasticConvTranspose2d,
+    nn.ConvTranspose3d: ElasticConvTranspose3d,
+}
 
 
 def channel_axis(layer: nn.Module) -> int:
     """Axis of a weight along which per-channel scales run: 1 for ConvTranspose, else 0."""
-    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    return 1 if isinstance(layer, tuple(_TRANSPOSED)) else 0
 
 
 def make_elastic(layer: nn.Module, forms: Sequence[Form], *, power_of_two: bool = False) -> ElasticLayer:
     """Return the elastic counterpart of a layer; both share weight and bias.
 
     Args:
-        layer: Conv1d, Conv2d, ConvTranspose2d or Linear (exactly; subclasses may compute something else).
+        layer: A convolution, transposed convolution or Linear (exactly; subclasses may compute something else).
         forms: Forms to own scales for.
         power_of_two: Whether scales are powers of two.
 
@@ -87,34 +137,10 @@ def make_elastic(layer: nn.Module, forms: Sequence[Form], *, power_of_two: bool 
     # Made on the meta device: the constructor would otherwise fill weights that are replaced at once.
     if type(layer) is nn.Linear:
         elastic = ElasticLinear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-    elif type(layer) in (nn.Conv1d, nn.Conv2d) and isinstance(layer, nn.Conv1d | nn.Conv2d):
-        kind = ElasticConv1d if isinstance(layer, nn.Conv1d) else ElasticConv2d
-        elastic = kind(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            layer.bias is not None,
-            layer.padding_mode,
-            device="meta",
-        )
-    elif type(layer) is nn.ConvTranspose2d:
-        elastic = ElasticConvTranspose2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.output_padding,  # type: ignore[arg-type]
-            layer.groups,
-            layer.bias is not None,
-            layer.dilation,  # type: ignore[arg-type]
-            layer.padding_mode,
-            device="meta",
-        )
+    elif type(layer) in _CONVOLUTIONS:
+        elastic = _CONVOLUTIONS[type(layer)](**_options(layer), device="meta")
+    elif type(layer) in _TRANSPOSED:
+        elastic = _TRANSPOSED[type(layer)](**_options(layer), output_padding=layer.output_padding, device="meta")
     else:
         raise TypeError(f"{type(layer).__name__} is no quantizable layer")
     elastic.weight = layer.weight
@@ -125,3 +151,9 @@ def make_elastic(layer: nn.Module, forms: Sequence[Form], *, power_of_two: bool 
     )
     elastic.train(layer.training)
     return elastic
+
+
+def _options(layer: nn.Module) -> dict[str, Any]:
+    """What convolutions of every kind are built with."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {**{name: getattr(layer, name) for name in names}, "bias": layer.bias is not None}

@@ -20,11 +20,14 @@ from eqdeploy.supernet.shapes import tensor_dtype, tensor_shape
 ELASTIC_MODULES: Mapping[type[nn.Module], OpKind] = {
     nn.Conv1d: OpKind.CONV,
     nn.Conv2d: OpKind.CONV,
+    nn.Conv3d: OpKind.CONV,
+    nn.ConvTranspose1d: OpKind.CONV_TRANSPOSE,
     nn.ConvTranspose2d: OpKind.CONV_TRANSPOSE,
+    nn.ConvTranspose3d: OpKind.CONV_TRANSPOSE,
     nn.Linear: OpKind.LINEAR,
 }
 
-BATCH_NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, FoldedNorm)
+BATCH_NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FoldedNorm)
 
 #: Modules that do nothing once a network is frozen.
 VANISHING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -48,8 +51,10 @@ _MODULES: Mapping[type[nn.Module], OpKind] = {
     nn.Softmax: OpKind.SOFTMAX,
     nn.MaxPool1d: OpKind.MAX_POOL,
     nn.MaxPool2d: OpKind.MAX_POOL,
+    nn.MaxPool3d: OpKind.MAX_POOL,
     nn.AvgPool1d: OpKind.AVERAGE_POOL,
     nn.AvgPool2d: OpKind.AVERAGE_POOL,
+    nn.AvgPool3d: OpKind.AVERAGE_POOL,
     nn.Flatten: OpKind.RESHAPE,
     nn.Unflatten: OpKind.RESHAPE,
     nn.Upsample: OpKind.RESIZE,
@@ -81,8 +86,10 @@ _FUNCTIONS: Mapping[Callable[..., Any], OpKind] = {
     torch.concat: OpKind.CONCAT,
     F.max_pool1d: OpKind.MAX_POOL,
     F.max_pool2d: OpKind.MAX_POOL,
+    F.max_pool3d: OpKind.MAX_POOL,
     F.avg_pool1d: OpKind.AVERAGE_POOL,
     F.avg_pool2d: OpKind.AVERAGE_POOL,
+    F.avg_pool3d: OpKind.AVERAGE_POOL,
     torch.flatten: OpKind.RESHAPE,
     torch.reshape: OpKind.RESHAPE,
     torch.squeeze: OpKind.RESHAPE,
@@ -280,7 +287,7 @@ def spatial_mean_keeps_axes(node: fx.Node) -> bool | None:
     axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
     rank = len((tensor_shape(source) if isinstance(source, fx.Node) else None) or ())
-    if rank not in (3, 4) or node.kwargs.get("dtype") is not None:
+    if rank not in (3, 4, 5) or node.kwargs.get("dtype") is not None:
         return None
     listed = axes if isinstance(axes, list | tuple) else [axes]
     positions = sorted(axis % rank for axis in listed if isinstance(axis, int))
