@@ -140,14 +140,17 @@ def make_elastic(layer: nn.Module, forms: Sequence[Form], *, power_of_two: bool 
     elif type(layer) in _CONVOLUTIONS:
         elastic = _CONVOLUTIONS[type(layer)](**_options(layer), device="meta")
     elif type(layer) in _TRANSPOSED:
-        elastic = _TRANSPOSED[type(layer)](**_options(layer), output_padding=layer.output_padding, device="meta")
+        options = {**_options(layer), "output_padding": layer.output_padding}
+        elastic = _TRANSPOSED[type(layer)](**options, device="meta")
     else:
         raise TypeError(f"{type(layer).__name__} is no quantizable layer")
-    elastic.weight = layer.weight
-    elastic.bias = layer.bias
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    elastic.weight = weight
+    elastic.register_parameter("bias", layer._parameters["bias"])
     axis = channel_axis(layer)
     elastic.weight_quantizer = ElasticQuantizer(
-        forms, axis=axis, channels=layer.weight.shape[axis], power_of_two=power_of_two
+        forms, axis=axis, channels=weight.shape[axis], power_of_two=power_of_two
     )
     elastic.train(layer.training)
     return elastic
