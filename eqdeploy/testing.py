@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from eqdeploy.errors import EqDeployError, ProfileError
-from eqdeploy.exporters.contract import Exporter, RecoveredEncodings, check_round_trip, export_checked
+from eqdeploy.exporters.contract import EarlyChecks, Exporter, RecoveredEncodings, check_round_trip, export_checked
 from eqdeploy.plan import BiasFormat, Coverage
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form, Granularity, Symmetry
@@ -333,6 +333,15 @@ class ExporterContract:
         """An option that nobody reads is an error of the profile."""
         with pytest.raises(ProfileError, match="no_such_option"):
             self.make_exporter().export(self.make_model(), tmp_path, {**self.make_options(), "no_such_option": 1})
+
+    def test_unknown_option_is_refused_at_once(self) -> None:
+        """An exporter that checks early refuses an unknown option early, and no option that it takes."""
+        exporter = self.make_exporter()
+        if not isinstance(exporter, EarlyChecks):
+            pytest.skip("checks nothing early")
+        exporter.check_options(self.make_options())
+        with pytest.raises(ProfileError, match="no_such_option"):
+            exporter.check_options({**self.make_options(), "no_such_option": 1})
 
     def test_damaged_files_are_refused(self, tmp_path: Path) -> None:
         """A truncated, emptied or missing file raises an error of this library, or holds nothing that is read."""

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqdeploy.errors import MissingDependencyError, ProfileError, ValidationError
+from eqdeploy.plan import DevicePlan
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel
 
@@ -93,6 +94,38 @@ class Exporter(Protocol):
 
         Raises:
             ValidationError: If a file is missing, damaged or inconsistent.
+        """
+        ...
+
+
+@runtime_checkable
+class EarlyChecks(Protocol):
+    """What an exporter may have besides: it refuses at once what :meth:`Exporter.export` would refuse after all work.
+
+    Neither replaces a check of the model: what only its numbers or its graph can show is refused by ``export``.
+    """
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        """Check options before anything is loaded.
+
+        Args:
+            options: As :meth:`Exporter.export` gets them.
+
+        Raises:
+            ProfileError: If an option is unknown or wrong.
+        """
+        ...
+
+    def check_plan(self, plan: DevicePlan, options: Mapping[str, object]) -> None:
+        """Check a plan, in which forms are decided and no number is, before images are read.
+
+        Args:
+            plan: What the device gets for every layer and tensor of the network.
+            options: As :meth:`Exporter.export` gets them.
+
+        Raises:
+            ProfileError: If the format cannot hold it, whatever the numbers; names layer or tensor, and the profile's
+                key.
         """
         ...
 

@@ -14,6 +14,7 @@ from eqdeploy.exporters.opset import OPSETS
 from eqdeploy.exporters.options import ExporterOptions, parse_options
 from eqdeploy.exporters.qdq_graph import build_qdq
 from eqdeploy.exporters.qdq_reader import read_model
+from eqdeploy.plan import DevicePlan
 from eqdeploy.quantized_model import QuantizedModel
 
 __all__ = ["MODEL_FILE", "OnnxQdqExporter", "OnnxQdqOptions", "read_model", "write_qdq_model"]
@@ -44,6 +45,13 @@ class OnnxQdqExporter:
             "grouped ConvTranspose has one scale for the same output position of every group, as its weight has "
             "only C_out/groups entries on axis 1."
         )
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        """Check options; see :meth:`eqdeploy.exporters.contract.EarlyChecks.check_options`."""
+        parse_options(OnnxQdqOptions, options, self.name)
+
+    def check_plan(self, plan: DevicePlan, options: Mapping[str, object]) -> None:
+        """Every plan can be written."""
 
     def export(self, model: QuantizedModel, directory: Path, options: Mapping[str, object]) -> tuple[str, ...]:
         """Write ``model.onnx``; see :meth:`eqdeploy.exporters.contract.Exporter.export`."""

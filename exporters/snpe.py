@@ -7,7 +7,7 @@ commands of the Qualcomm SDK) and ``model.onnx``, the same integers as a QDQ mod
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from eqdeploy.exporters.onnx_qdq import MODEL_FILE, OnnxQdqOptions, write_qdq_mo
 from eqdeploy.exporters.opset import OPSETS, convert_opset
 from eqdeploy.exporters.options import parse_options
 from eqdeploy.exporters.qdq_reader import read_model
+from eqdeploy.plan import DevicePlan
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel
 
@@ -74,6 +75,20 @@ class SnpeExporter:
             "output channels; integer biases are those of --bias_bitwidth 32 and are not in the file; below 4 bits "
             "only with allow_low_bits."
         )
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        """Check options; see :meth:`eqdeploy.exporters.contract.EarlyChecks.check_options`."""
+        parse_options(SnpeOptions, options, self.name)
+
+    def check_plan(self, plan: DevicePlan, options: Mapping[str, object]) -> None:
+        """Check widths and readers; see :meth:`eqdeploy.exporters.contract.EarlyChecks.check_plan`."""
+        allow_low_bits = parse_options(SnpeOptions, options, self.name).allow_low_bits
+        for tensor in plan.tensors:
+            if tensor.device is not None:
+                _check_bits(tensor.tensor, tensor.device.bits, "activations.bits", allow_low_bits=allow_low_bits)
+                _check_readers(tensor.tensor, tensor.float_readers)
+        for weight in plan.weights:
+            _check_bits(weight.layer, weight.device.bits, "weights.bits", allow_low_bits=allow_low_bits)
 
     def export(self, model: QuantizedModel, directory: Path, options: Mapping[str, object]) -> tuple[str, ...]:
         """Write all files; see :meth:`eqdeploy.exporters.contract.Exporter.export`."""
@@ -119,16 +134,10 @@ def _check_expressible(model: QuantizedModel, graph: ir.Graph, *, allow_low_bits
     bounds = bounds_before_quantization(graph, encodings)
     for name, tensor in model.activations.items():
         encoding = tensor.encoding
-        _check_bits(name, encoding, "activations.bits", allow_low_bits=allow_low_bits)
+        _check_bits(name, encoding.bits, "activations.bits", allow_low_bits=allow_low_bits)
         if encoding.axis is not None:
             raise ProfileError("SNPE activations have one scale", where=name, hint="set granularity per_tensor")
-        if tensor.float_readers:
-            raise ProfileError(
-                f"{', '.join(sorted(tensor.float_readers))} would read the float value of an encoded tensor, but an "
-                "SNPE tensor is one buffer",
-                where=name,
-                hint="set activations.encode: all",
-            )
+        _check_readers(name, tensor.float_readers)
         if not implied(encoding, bounds[name], widest=_whole_range(encoding.bits, signed=encoding.signed)):
             raise ProfileError(
                 f"nothing in the network keeps its codes inside [{encoding.q_min}, {encoding.q_max}], and an SNPE "
@@ -146,7 +155,7 @@ def _check_expressible(model: QuantizedModel, graph: ir.Graph, *, allow_low_bits
                     hint="set bias: float, or encode the layer's input",
                 )
             continue
-        _check_bits(name, encoding, "weights.bits", allow_low_bits=allow_low_bits)
+        _check_bits(name, encoding.bits, "weights.bits", allow_low_bits=allow_low_bits)
         axis = weight_channel_axis(graph.initializers[name])
         if encoding.axis is not None and encoding.axis != axis:
             raise ProfileError(
@@ -154,10 +163,20 @@ def _check_expressible(model: QuantizedModel, graph: ir.Graph, *, allow_low_bits
             )
 
 
-def _check_bits(name: str, encoding: Encoding, key: str, *, allow_low_bits: bool) -> None:
-    if encoding.bits < aimet_encodings.SMALLEST_DOCUMENTED_BITS and not allow_low_bits:
+def _check_readers(name: str, float_readers: Collection[str]) -> None:
+    if float_readers:
         raise ProfileError(
-            f"has {encoding.bits} bits; encodings {aimet_encodings.VERSION} are specified from "
+            f"{', '.join(sorted(float_readers))} would read the float value of an encoded tensor, but an "
+            "SNPE tensor is one buffer",
+            where=name,
+            hint="set activations.encode: all",
+        )
+
+
+def _check_bits(name: str, bits: int, key: str, *, allow_low_bits: bool) -> None:
+    if bits < aimet_encodings.SMALLEST_DOCUMENTED_BITS and not allow_low_bits:
+        raise ProfileError(
+            f"has {bits} bits; encodings {aimet_encodings.VERSION} are specified from "
             f"{aimet_encodings.SMALLEST_DOCUMENTED_BITS} bits on",
             where=f"{key}: {name}",
             hint="raise the width, or set export.options.allow_low_bits: true if your SDK takes it",

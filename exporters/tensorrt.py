@@ -26,7 +26,9 @@ from eqdeploy.exporters.onnx_qdq import MODEL_FILE
 from eqdeploy.exporters.options import ExporterOptions, parse_options
 from eqdeploy.exporters.qdq_graph import build_qdq, float_ir
 from eqdeploy.exporters.qdq_reader import read_model
+from eqdeploy.plan import BiasFormat, DevicePlan
 from eqdeploy.quant.encoding import Encoding
+from eqdeploy.quant.form import Form, Symmetry
 from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter
 
 FLOAT_FILE = "tensorrt/model.onnx"
@@ -63,6 +65,20 @@ class TensorRtExporter:
             "narrower range. Weights may use fewer bits. A ConvTranspose has one scale for its weight, as its kernels "
             "take none per output channel."
         )
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        """Check options; see :meth:`eqdeploy.exporters.contract.EarlyChecks.check_options`."""
+        parse_options(TensorRtOptions, options, self.name)
+
+    def check_plan(self, plan: DevicePlan, options: Mapping[str, object]) -> None:
+        """Check biases, signs and symmetry; see :meth:`eqdeploy.exporters.contract.EarlyChecks.check_plan`."""
+        if plan.bias is BiasFormat.INT32:
+            raise _integer_bias("bias")
+        for tensor in plan.tensors:
+            if tensor.device is not None:
+                _check_form(tensor.tensor, tensor.device, "activations")
+        for weight in plan.weights:
+            _check_form(weight.layer, weight.device, "weights")
 
     def export(self, model: QuantizedModel, directory: Path, options: Mapping[str, object]) -> tuple[str, ...]:
         """Write all files; see :meth:`eqdeploy.exporters.contract.Exporter.export`."""
@@ -115,7 +131,7 @@ def _check_parameter(name: str, parameter: QuantizedParameter, value: ir.Value) 
     """Check one weight."""
     encoding = parameter.encoding
     if encoding.bits > 8:
-        raise ProfileError("TensorRT does not quantize biases", where=name, hint="set bias: float")
+        raise _integer_bias(name)
     _check_storage(name, encoding, "weights")
     if encoding.axis is None:
         return
@@ -132,10 +148,29 @@ def _check_parameter(name: str, parameter: QuantizedParameter, value: ir.Value) 
         )
 
 
+def _integer_bias(where: str) -> ProfileError:
+    return ProfileError("TensorRT does not quantize biases", where=where, hint="set bias: float")
+
+
+def _check_form(name: str, form: Form, section: str) -> None:
+    """Integers must be signed, and their grid must have zero-point 0 whatever the values."""
+    _check_signed(name, section, signed=form.signed)
+    if form.symmetry is Symmetry.ASYMMETRIC:
+        raise ProfileError(
+            "an asymmetric grid has a zero-point, and TensorRT's is 0",
+            where=name,
+            hint=f"set {section} symmetry: symmetric",
+        )
+
+
+def _check_signed(name: str, section: str, *, signed: bool) -> None:
+    if not signed:
+        raise ProfileError("TensorRT integers are signed", where=name, hint=f"set {section} storage: signed")
+
+
 def _check_storage(name: str, encoding: Encoding, section: str) -> None:
     """Integers must be signed with zero-point 0."""
-    if not encoding.signed:
-        raise ProfileError("TensorRT integers are signed", where=name, hint=f"set {section} storage: signed")
+    _check_signed(name, section, signed=encoding.signed)
     if bool(np.any(encoding.zero_point)):
         raise ProfileError(
             f"zero-point {int(np.max(np.abs(encoding.zero_point)))} is not 0",

@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eqdeploy.artifact import artifact_directory, check_destination, write_artifact
-from eqdeploy.errors import ProfileError, UsageError
-from eqdeploy.exporters.contract import get_exporter
+from eqdeploy.errors import UsageError
 from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.float_share import float_share
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
 from eqdeploy.freeze.free_size import free_size
 from eqdeploy.manifest import Provenance, write_manifest
+from eqdeploy.network import NetworkDescription
 from eqdeploy.pipeline.answers import FLOAT, SIMULATED, answer
 from eqdeploy.pipeline.baseline import FloatNetwork, float_network
 from eqdeploy.pipeline.calibration import calibration_summary, examine_calibration
 from eqdeploy.pipeline.configuration import write_configuration
 from eqdeploy.pipeline.evidence import Evidence, EvidenceSource
+from eqdeploy.pipeline.exporter_rules import require_exporter, require_plan
 from eqdeploy.pipeline.file_checks import check_files, write_model_files
 from eqdeploy.pipeline.origin import prove_frozen
 from eqdeploy.pipeline.proof import MODEL_FILE, Subject, Yardstick, prove
@@ -41,6 +42,7 @@ from eqdeploy.requests import ExportRequest, SearchOptions
 from eqdeploy.resolve import resolve
 from eqdeploy.results import ExportResult
 from eqdeploy.search.problem import make_problem
+from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.costs import NetworkCosts, count_costs
 from eqdeploy.validation.agreement import Answers
 
@@ -87,7 +89,7 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     profiles = [load_profile(reference) for reference in request.profiles]
     _refuse_equal_names(profiles)
     for profile in profiles:
-        _require_exporter(profile)
+        require_exporter(profile)
     directories = [artifact_directory(request.output, profile.name) for profile in profiles]
     for directory in directories:
         check_destination(directory, force=request.force)
@@ -99,7 +101,7 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     with progress.stage(f"loading {request.supernet} and {request.data}"):
         loaded = load_supernet(request.supernet, request.model, progress)
         network = loaded.checkpoint.supernet.network
-        plans = [] if request.search else [resolve(profile, network, subnet) for profile in profiles]
+        plans = [] if request.search else [_planned(profile, network, subnet) for profile in profiles]
         images = load_image_sets(
             request.data,
             loaded.checkpoint.preprocessing,
@@ -112,6 +114,8 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
     if request.search is not None:
         findings = [*_search(request, request.search, loaded, profiles, progress)]
         plans = [finding.plan for finding in findings if finding is not None]
+        for profile, plan in zip(profiles, plans, strict=True):
+            require_plan(profile, plan)
     targets = [_Target(*parts) for parts in zip(profiles, plans, directories, findings, strict=True)]
     with progress.stage("exporting the network's structure"):
         graph = export_float_graph(loaded.checkpoint.supernet)
@@ -119,6 +123,13 @@ def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportR
             graph = free_size(loaded.checkpoint.supernet, graph, load_float_model(loaded, request.model))
     source = _source(request, loaded, images, graph, unlike, progress)
     return tuple(_export(source, target, progress) for target in targets)
+
+
+def _planned(profile: DeviceProfile, network: NetworkDescription, subnet: SubnetConfig | None) -> DevicePlan:
+    """Resolve a profile, and refuse what its exporter cannot write."""
+    plan = resolve(profile, network, subnet)
+    require_plan(profile, plan)
+    return plan
 
 
 def _search(
@@ -144,15 +155,6 @@ def _refuse_equal_names(profiles: Sequence[DeviceProfile]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two profiles are called {name!r}", where="--profile", hint="export them one at a time")
-
-
-def _require_exporter(profile: DeviceProfile) -> None:
-    """Refuse a profile whose exporter is not installed."""
-    try:
-        get_exporter(profile.export.format)
-    except ProfileError as error:
-        where = error.where or f"{profile.name}: export.format"
-        raise ProfileError(error.message, where=where, hint=error.hint) from error
 
 
 def _source(

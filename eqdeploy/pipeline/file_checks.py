@@ -14,12 +14,13 @@ from pathlib import Path
 
 from eqdeploy.artifact_folders import MANIFEST_FILE
 from eqdeploy.encoding_table import write_encodings
-from eqdeploy.errors import ProfileError, ValidationError
+from eqdeploy.errors import ValidationError
 from eqdeploy.exporters.contract import export_checked, get_exporter
 from eqdeploy.exporters.files import EXTERNAL_DATA_THRESHOLD, load_proto
 from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.json_file import read_json
 from eqdeploy.pipeline.configuration import CONFIGURATION_FILE, SUBNET_FILE
+from eqdeploy.pipeline.exporter_rules import exporter_options, naming
 from eqdeploy.pipeline.proof import MODEL_FILE
 from eqdeploy.pipeline.search_files import MAXIMUM_SEARCH_BYTES, RECORD_FILES, SEARCH_FILE, SEARCH_FOLDER
 from eqdeploy.profile import DeviceProfile
@@ -60,15 +61,11 @@ def write_model_files(profile: DeviceProfile, model: QuantizedModel, folder: Pat
         ValidationError: If the model contradicts itself, or the files do not hold what it holds.
         OutputError: If a file cannot be written.
     """
-    opset = profile.runtime.opset
-    try:
+    with naming(profile):
         exporter = get_exporter(profile.export.format)
-        written = export_checked(exporter, model, folder, {"opset": opset, **profile.export.options})
-    except ProfileError as error:  # an exporter knows options and tensors, not whose they are
-        where = ": ".join(filter(None, (profile.name, error.where)))
-        raise ProfileError(error.message, where=where, hint=error.hint) from error
+        written = export_checked(exporter, model, folder, exporter_options(profile))
     if MODEL_FILE not in written:
-        get_exporter("onnx_qdq").export(model, folder, {"opset": opset})
+        get_exporter("onnx_qdq").export(model, folder, {"opset": profile.runtime.opset})
     write_encodings(folder, replace(model, graph=read_model(folder / MODEL_FILE).graph))
 
 
