@@ -78,18 +78,21 @@ class Rounding(StrEnum):
     HALF_UP = "half_up"
 
 
-def reject(key: KeyPath, message: str, hint: str | None = None) -> NoReturn:
+def reject(key: KeyPath, message: str, hint: str | None = None, *, others: tuple[KeyPath, ...] = ()) -> NoReturn:
     """Reject a combination of keys.
 
     Args:
         key: Path of the offending key from the mapping being validated; the loader adds file and line.
         message: What is wrong.
         hint: What would be right.
+        others: Paths of the keys that it contradicts. Where a file changes one of them that it inherits from, the
+            contradiction is that file's.
 
     Raises:
         PydanticCustomError: Always.
     """
-    raise PydanticCustomError("combination", "{message}", {"key": key, "message": message, "hint": hint})
+    context = {"key": key, "message": message, "hint": hint, "others": others}
+    raise PydanticCustomError("combination", "{message}", context)
 
 
 @dataclass(frozen=True)

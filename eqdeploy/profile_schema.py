@@ -89,6 +89,7 @@ class WeightRule(_Model):
                 ("batch_norm",),
                 "into_scale needs one scale per channel, but granularity does not allow per_channel",
                 "write batch_norm: requantize, or allow per_channel",
+                others=(("granularity",),),
             )
         return self
 
@@ -122,6 +123,7 @@ class Weights(WeightRule):
                     ("batch_norm",) if kind is None else ("operators", kind, "batch_norm"),
                     "into_scale makes scales that are no powers of two",
                     "write batch_norm: requantize",
+                    others=(("batch_norm",), ("scale",)),
                 )
         return self
 
@@ -130,7 +132,7 @@ class Weights(WeightRule):
         values = {name: getattr(self, name) for name in WeightRule.model_fields}
         if kind in self.operators:
             values |= _given(self.operators[kind])
-        return _combined(WeightRule, values, ("operators", kind))
+        return _combined(WeightRule, values, ("operators", kind), base=())
 
 
 class ActivationRule(_Model):
@@ -186,13 +188,23 @@ class Activations(_Model):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.residual_add is ResidualAdd.SKIP_ONLY and self.encode is Encode.ALL:
-            reject(("residual_add",), "skip_only contradicts encode: all", "write encode: operator_inputs")
+            reject(
+                ("residual_add",),
+                "skip_only contradicts encode: all",
+                "write encode: operator_inputs",
+                others=(("encode",),),
+            )
         for kind in (OpKind.OTHER, *self.operators):
             rule = self.rule(kind, non_negative=True)
             if rule.storage is Storage.SIGNED and rule.symmetry[0] is Symmetry.SYMMETRIC and 1 in rule.bits:
+                places: list[KeyPath] = (
+                    [("non_negative",)] if kind is OpKind.OTHER else [("operators", kind), ("non_negative",)]
+                )
+                keys = [(*place, name) for place in places for name in ("bits", "symmetry", "storage")]
                 reject(
-                    ("non_negative", "bits") if kind is OpKind.OTHER else ("operators", kind, "bits"),
+                    keys[0],
                     "1 signed symmetric bit cannot hold a tensor that is never negative",
+                    others=tuple(keys[1:]),
                 )
             self.rule(kind, non_negative=False)
         return self
@@ -202,7 +214,9 @@ class Activations(_Model):
         base = self.non_negative if non_negative else self.signed
         if kind not in self.operators:
             return base
-        return _combined(ActivationRule, _given(base) | _given(self.operators[kind]), ("operators", kind))
+        values = _given(base) | _given(self.operators[kind])
+        section = "non_negative" if non_negative else "signed"
+        return _combined(ActivationRule, values, ("operators", kind), base=(section,))
 
 
 class FixedRule(_Model):
@@ -218,7 +232,7 @@ class FixedRule(_Model):
         low = -(1 << (self.bits - 1)) if self.storage is Storage.SIGNED else 0
         high = low + (1 << self.bits) - 1
         if not low <= self.zero_point <= high:
-            reject(("zero_point",), f"{self.zero_point} lies outside [{low}, {high}]")
+            reject(("zero_point",), f"{self.zero_point} lies outside [{low}, {high}]", others=(("bits",), ("storage",)))
         return self
 
 
@@ -245,14 +259,14 @@ class Operators(_Model):
             if kind in LAYER_KINDS or kind in (OpKind.BATCH_NORM, OpKind.SOFTMAX, OpKind.MATMUL):
                 reject(("shared",), f"{kind} computes new values, its output needs an encoding of its own")
             if kind in self.fixed:
-                reject(("shared",), f"{kind} has a fixed encoding and cannot share one")
+                reject(("shared",), f"{kind} has a fixed encoding and cannot share one", others=(("fixed", kind),))
         for kind in self.shared_inputs:
             if kind not in MULTI_INPUT_KINDS:
                 reject(
                     ("shared_inputs",), f"{kind} has one input", f"possible are {', '.join(sorted(MULTI_INPUT_KINDS))}"
                 )
             if kind in self.shared:
-                reject(("shared_inputs",), f"{kind} is listed in shared already")
+                reject(("shared_inputs",), f"{kind} is listed in shared already", others=(("shared",),))
         return self
 
     @model_validator(mode="after")
@@ -273,7 +287,7 @@ class Operators(_Model):
     def _check_fixed(self) -> Self:
         for kind in self.fixed:
             if kind not in self.quantized:
-                reject(("fixed", kind), f"{kind} is not listed in quantized")
+                reject(("fixed", kind), f"{kind} is not listed in quantized", others=(("quantized",),))
         return self
 
 
@@ -303,7 +317,9 @@ class DeviceProfile(_Model):
     def _check(self) -> Self:
         if self.activations.residual_add is ResidualAdd.SKIP_ONLY and OpKind.ADD not in self.operators.quantized:
             reject(
-                ("activations", "residual_add"), "skip_only has no effect while add is missing in operators.quantized"
+                ("activations", "residual_add"),
+                "skip_only has no effect while add is missing in operators.quantized",
+                others=(("operators", "quantized"),),
             )
         return self
 
@@ -319,9 +335,9 @@ def _check_range(integers: IntegerRange, storage: Storage, symmetry: tuple[Symme
     if integers is IntegerRange.FULL:
         return
     if storage is Storage.UNSIGNED:
-        reject(("range",), "narrow needs storage: signed")
+        reject(("range",), "narrow needs storage: signed", others=(("storage",),))
     if Symmetry.ASYMMETRIC in symmetry:
-        reject(("range",), "narrow needs symmetry: symmetric alone")
+        reject(("range",), "narrow needs symmetry: symmetric alone", others=(("symmetry",),))
 
 
 def _given(model: _Model) -> dict[str, Any]:
@@ -332,10 +348,11 @@ def _given(model: _Model) -> dict[str, Any]:
 _Rule = TypeVar("_Rule", WeightRule, ActivationRule)
 
 
-def _combined(rule: type[_Rule], values: dict[str, Any], key: KeyPath) -> _Rule:
-    """Build a rule from a base and an override, reporting a contradiction at the override."""
+def _combined(rule: type[_Rule], values: dict[str, Any], override: KeyPath, *, base: KeyPath) -> _Rule:
+    """Build a rule from a base and an override; a contradiction may be between any two keys of them."""
     try:
         return rule.model_validate(values)
     except ValidationError as error:
         context: dict[str, Any] = error.errors()[0].get("ctx", {})
-        reject((*key, *context["key"]), context["message"], context["hint"])
+        keys = [(*place, *key) for place in (override, base) for key in (context["key"], *context["others"])]
+        reject(keys[0], context["message"], context["hint"], others=tuple(keys[1:]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from eqdeploy.errors import EqDeployError, ProfileError
 from eqdeploy.files import read_bounded
@@ -69,7 +71,7 @@ def read_yaml_model(path: Path, model: type[Model], error: type[EqDeployError] =
         error: What to raise when it does not.
 
     Raises:
-        EqDeployError: The given ``error``, naming file, line and key of the first thing that is wrong.
+        EqDeployError: The given ``error``, naming file, line and key of everything that is wrong.
     """
     document, node = read_yaml(path, error)
     document = {} if document is None else document
@@ -78,7 +80,31 @@ def read_yaml_model(path: Path, model: type[Model], error: type[EqDeployError] =
     try:
         return model.model_validate(document)
     except ValidationError as reason:
-        raise _explain(reason, path, node, tuple(model.model_fields), error) from reason
+        known = tuple(model.model_fields)
+        findings = reason.errors(include_url=False)
+        raise together([_explain(finding, path, node, known, error) for finding in findings]) from reason
+
+
+Error = TypeVar("Error", bound=EqDeployError)
+
+#: Problems of one file that are listed; nobody mends more at once.
+_MOST_LISTED = 40
+
+
+def together(problems: Sequence[Error]) -> Error:
+    """One error that lists several, each with its place.
+
+    Args:
+        problems: At least one; the first gives the place of the whole.
+    """
+    first, *others = problems[:_MOST_LISTED]
+    if not others:
+        return first
+    hint = f" ({first.hint})" if first.hint else ""
+    listed = "".join(f"; also {other}" for other in others)
+    more = len(problems) - _MOST_LISTED
+    rest = f"; and {more} more" if more > 0 else ""
+    return type(first)(f"{first.message}{hint}{listed}{rest}", where=first.where)
 
 
 def suggest(word: str, known: tuple[str, ...]) -> str | None:
@@ -189,10 +215,9 @@ def _refuse_long_numbers(root: yaml.Node | None) -> None:
 
 
 def _explain(
-    reason: ValidationError, path: Path, node: yaml.Node | None, known: tuple[str, ...], error: type[EqDeployError]
+    finding: ErrorDetails, path: Path, node: yaml.Node | None, known: tuple[str, ...], error: type[EqDeployError]
 ) -> EqDeployError:
-    """Turn the first finding of pydantic into one of our errors."""
-    finding = reason.errors(include_url=False)[0]
+    """Turn a finding of pydantic into one of our errors."""
     location = finding["loc"]
     key = ".".join(str(step) for step in location)
     line = line_of(node, location)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from eqdeploy.data.options import DataErrors
 from eqdeploy.errors import ProfileError
@@ -32,7 +33,7 @@ from eqdeploy.training.settings import (
     StaticSettings,
     SupernetSettings,
 )
-from eqdeploy.yaml_file import line_of, read_yaml, suggest
+from eqdeploy.yaml_file import line_of, read_yaml, suggest, together
 
 #: Keys without effect on the numbers: two runs that differ only there compute the same.
 _WITHOUT_EFFECT = ("checkpoint_interval_steps", "evaluation_epochs", "data_cache", "probes")
@@ -136,7 +137,8 @@ class TrainingConfig(Section):
             # Through JSON, whose strict mode takes a list for a tuple and a string for a name, and nothing else.
             return TrainingConfig.model_validate_json(json.dumps(document, default=str))
         except ValidationError as error:
-            raise _explain(error, path, node) from error
+            findings = error.errors(include_url=False)
+            raise together([_explain(finding, path, node) for finding in findings]) from error
         except (TypeError, ValueError) as error:  # a key that is no text, or an alias to a node around it
             raise ProfileError(f"not plain keys and values: {error}", where=str(path)) from error
 
@@ -186,25 +188,24 @@ class TrainingConfig(Section):
         return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()
 
 
-def _explain(error: ValidationError, path: Path, node: yaml.Node | None) -> ProfileError:
-    """Put the first complaint of pydantic into one line with file, line and key."""
-    first = error.errors(include_url=False)[0]
-    sections, location = first["loc"], tuple(part for part in first["loc"] if part not in PREPROCESSING_SECTIONS)
+def _explain(found: ErrorDetails, path: Path, node: yaml.Node | None) -> ProfileError:
+    """Put a complaint of pydantic into one line with file, line and key."""
+    sections, location = found["loc"], tuple(part for part in found["loc"] if part not in PREPROCESSING_SECTIONS)
     line = line_of(node, location)
     where = f"{path}:{line}" if line else str(path)
     where += f": {'.'.join(str(part) for part in location)}" if location else ""
-    if first["type"] == "extra_forbidden":
+    if found["type"] == "extra_forbidden":
         known = _known_keys(sections[:-1])
         return ProfileError("unknown key", where=where, hint=suggest(str(location[-1]), known) or _listed(known))
-    if first["type"] == "missing":
+    if found["type"] == "missing":
         return ProfileError("the key is missing", where=where)
-    if first["type"] == "union_tag_invalid":
+    if found["type"] == "union_tag_invalid":
         kinds = ", ".join(sorted(tag.removeprefix("kind:") for tag in PREPROCESSING_SECTIONS if tag != "kind:images"))
         return ProfileError("unknown kind of input", where=where, hint=f"kind is {kinds}, or left out for images")
-    given = first["input"]
-    message = first["msg"].removeprefix("Value error, ")
+    given = found["input"]
+    message = found["msg"].removeprefix("Value error, ")
     message = f"{message[:1].lower()}{message[1:]}" + ("" if isinstance(given, dict | list) else f", not {given!r}")
-    hint = "YAML reads 1e-3 as text; write 1.0e-3" if first["type"] == "float_type" and isinstance(given, str) else None
+    hint = "YAML reads 1e-3 as text; write 1.0e-3" if found["type"] == "float_type" and isinstance(given, str) else None
     return ProfileError(message, where=where, hint=hint)
 
 

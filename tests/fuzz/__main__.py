@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 #: How much longer than its share a target may run before it is ended: imports, and one input at the end.
 _GRACE_SECONDS = 120.0
 
-_PROGRAM = "tests.fuzz.fuzzing"
+_FUZZING, _REPLAY = "tests.fuzz.fuzzing", "tests.fuzz.replay"
 
 
 def main() -> int:
@@ -31,8 +33,7 @@ def main() -> int:
     print(f"{'target':<24}{'inputs':>9}{'accepted':>10}{'refused':>9}{'findings':>10}")
     found = 0
     for name in names:
-        with tempfile.TemporaryDirectory() as scratch:
-            counts = _fuzz(name, seconds, options.seed, Path(scratch), options.findings)
+        counts = _fuzz(name, seconds, options.seed, options.findings)
         found += counts["findings"]
         numbers = (counts["accepted"] + counts["refused"], counts["accepted"], counts["refused"], counts["findings"])
         print("{:<24}{:>9}{:>10}{:>9}{:>10}".format(name, *numbers), flush=True)
@@ -55,29 +56,44 @@ def _names() -> list[str]:
     return sorted(path.name for path in (Path(__file__).resolve().parent / "corpus").iterdir())
 
 
-def _fuzz(name: str, seconds: float, seed: int, scratch: Path, findings: Path) -> dict[str, int]:
-    """Fuzz one target until its time is up; a process that dies on the way is a finding and is started anew."""
-    command = [sys.executable, "-m", _PROGRAM, name, str(seconds), str(seed), str(scratch), str(findings)]
-    died = False
+def _fuzz(name: str, seconds: float, seed: int, findings: Path) -> dict[str, int]:
+    """Fuzz one target until its time is up; where the process dies on the way, another one goes on."""
+    counts = {"accepted": 0, "refused": 0, "findings": 0}
+    end = time.monotonic() + seconds
+    while (remaining := end - time.monotonic()) > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            scratch = Path(folder)
+            arguments = [name, str(remaining), str(seed), str(scratch), str(findings)]
+            output = _run([_FUZZING, *arguments], remaining + _GRACE_SECONDS)
+            counts_file = scratch / "counts.json"
+            if counts_file.exists():
+                counts = {key: counts[key] + count for key, count in json.loads(counts_file.read_text()).items()}
+            if output is None:
+                break
+            counts["findings"] += _keep_fatal(name, scratch / "input", output, findings / name)
+        seed += 1  # not the same way again
+    return counts
+
+
+def _keep_fatal(name: str, content: Path, output: str, folder: Path) -> int:
+    """Keep the input that a process died of; return 0 if it was not the input: libFuzzer itself ends early at times."""
+    if not content.exists() or _run([_REPLAY, name, str(content)], _GRACE_SECONDS) is None:
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "died.txt").write_text(output[-20_000:])
+    shutil.copy(content, folder / "died")
+    return 1
+
+
+def _run(command: list[str], timeout: float) -> str | None:
+    """Run a module of this package; return None if all went well, and what it wrote if not."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=seconds + _GRACE_SECONDS
+            [sys.executable, "-m", *command], capture_output=True, text=True, errors="replace", timeout=timeout
         )
-        died, output = done.returncode != 0, done.stderr
     except subprocess.TimeoutExpired as late:
-        died, output = True, f"no end, not even by a signal\n{late.stderr!r}"
-    counts_file = scratch / "counts.json"
-    counts: dict[str, int] = {"accepted": 0, "refused": 0, "findings": 0}
-    if counts_file.exists():
-        counts = json.loads(counts_file.read_text())
-    if died:
-        folder = findings / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "died.txt").write_text(output[-20_000:])
-        if (scratch / "input").exists():
-            (scratch / "input").replace(folder / "died")
-        counts["findings"] += 1
-    return counts
+        return f"no end, not even by a signal\n{late.stderr!r}"
+    return None if done.returncode == 0 else done.stderr
 
 
 if __name__ == "__main__":

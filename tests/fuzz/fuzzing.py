@@ -43,9 +43,7 @@ class Session:
         self._written = 0.0
         folder = scratch / "folder"
         folder.mkdir()
-        self.target.prepare(folder)
-        self._path = folder / self.target.file
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = self.target.placed(folder)
 
     def __call__(self, content: bytes) -> None:
         """Judge one input."""
@@ -94,7 +92,15 @@ def _guided(atheris: Any, session: Session, corpus: Path, seconds: float, seed: 
     options = [f"-max_total_time={max(1, round(seconds))}", f"-seed={seed + 1}", "-max_len=300000", "-len_control=0"]
     # The bounds are those of judge(), for every engine the same.
     atheris.Setup(
-        ["fuzz", *options, "-timeout=0", "-rss_limit_mb=0", "-malloc_limit_mb=0", str(corpus)],
+        [
+            "fuzz",
+            *options,
+            "-timeout=0",
+            "-rss_limit_mb=0",
+            "-malloc_limit_mb=0",
+            f"-artifact_prefix={corpus.parent}/",
+            str(corpus),
+        ],
         session,
         custom_mutator=mutate,
     )

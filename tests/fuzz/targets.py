@@ -70,6 +70,13 @@ class Target:
     prepare: Callable[[Path], object] = lambda _: None
     mutations: int = 150
 
+    def placed(self, folder: Path) -> Path:
+        """Make an empty folder ready; return where inputs are written."""
+        self.prepare(folder)
+        path = folder / self.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
     def seeds(self, name: str) -> dict[str, bytes]:
         """Committed inputs by file name: valid ones, and those that once failed."""
         return {path.name: path.read_bytes() for path in sorted((CORPUS / name).iterdir())}

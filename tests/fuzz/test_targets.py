@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.targets import CORPUS, TARGETS, Target
+from tests.fuzz.targets import CORPUS, TARGETS
 from tests.fuzz.watching import Finding, bounded, judge
-
-
-def placed(target: Target, folder: Path) -> Path:
-    target.prepare(folder)
-    path = folder / target.file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def test_every_target_has_seeds_and_every_folder_of_seeds_a_target() -> None:
@@ -25,7 +18,7 @@ def test_every_target_has_seeds_and_every_folder_of_seeds_a_target() -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_any_input_is_accepted_or_refused(name: str, tmp_path: Path) -> None:
     target, source = TARGETS[name], random.Random(0)
-    path = placed(target, tmp_path)
+    path = target.placed(tmp_path)
     seeds = target.seeds(name)
     with bounded():
         outcomes = {seed: judge(target, path, content) for seed, content in seeds.items()}

@@ -182,6 +182,46 @@ class TestInherits:
         inherited = len(load_profile("tensorrt").sources)
         assert f"npu.yaml:6: sources[{inherited}].reference: the key is missing" in line
 
+    @pytest.mark.parametrize(
+        ("base", "child", "expected"),
+        [
+            ("", "weights:\n  granularity: per_tensor", "npu.yaml:6: weights.granularity: into_scale needs one scale"),
+            ("", "weights:\n  scale: power_of_two", "npu.yaml:6: weights.scale: into_scale makes scales that are no"),
+            ("  range: narrow\n", "weights:\n  storage: unsigned", "npu.yaml:6: weights.storage: narrow needs storage"),
+            (
+                "  operators: {conv: {range: narrow}}\n",
+                "weights:\n  symmetry: asymmetric",
+                "npu.yaml:6: weights.symmetry: narrow needs symmetry",
+            ),
+            (
+                "  operators:\n    linear: {granularity: per_channel}\n",
+                "weights:\n  granularity: per_tensor\n  batch_norm: requantize\n"
+                "  operators: {linear: {batch_norm: into_scale, granularity: per_tensor}}",
+                "npu.yaml:8: weights.operators.linear.batch_norm: into_scale needs",
+            ),
+        ],
+    )
+    def test_a_contradiction_to_the_parent_is_the_childs(
+        self, base: str, child: str, expected: str, tmp_path: Path
+    ) -> None:
+        parent = MINIMAL.replace("activations:", f"{base}activations:")
+        load_profile(write(tmp_path, parent, name="base.yaml"))
+        line = failure(write(tmp_path, f"schema: 1\nname: c\ndescription: c\ninherits: base.yaml\n{child}\n"))
+        assert expected in line
+        assert "base.yaml" not in line
+
+    def test_a_contradiction_inside_the_parent_is_the_parents(self, tmp_path: Path) -> None:
+        write(tmp_path, MINIMAL.replace("per_channel", "per_tensor"), name="base.yaml")
+        child = "schema: 1\nname: c\ndescription: c\ninherits: base.yaml\nweights: {bits: 4}\n"
+        assert "base.yaml:13: weights.batch_norm: into_scale needs" in failure(write(tmp_path, child))
+
+    def test_a_contradiction_two_generations_up_names_the_middle_file(self, tmp_path: Path) -> None:
+        write(tmp_path, MINIMAL, name="base.yaml")
+        middle = "schema: 1\nname: m\ndescription: m\ninherits: base.yaml\nweights: {granularity: per_tensor}\n"
+        write(tmp_path, middle, name="middle.yaml")
+        child = "schema: 1\nname: c\ndescription: c\ninherits: middle.yaml\nbias: float\n"
+        assert "middle.yaml:5: weights.granularity: into_scale" in failure(write(tmp_path, child))
+
     def test_aliases_of_a_parent_are_changed_one_by_one(self, tmp_path: Path) -> None:
         text = MINIMAL.replace("non_negative: {", "non_negative: &form {").replace(
             "signed: {bits: 8, symmetry: asymmetric, storage: unsigned}", "signed: *form"
@@ -278,9 +318,23 @@ def test_mistake_is_named_with_file_line_and_key(old: str, new: str, expected: s
     assert expected in failure(write(tmp_path, MINIMAL.replace(old, new)))
 
 
-def test_several_mistakes_are_counted(tmp_path: Path) -> None:
-    line = failure(write(tmp_path, MINIMAL.replace("bias: int32", "bias: x").replace("bits: 8\n", "bits: x\n")))
-    assert "1 more problem in this file" in line
+def test_several_mistakes_are_all_listed_with_their_lines(tmp_path: Path) -> None:
+    text = (
+        MINIMAL.replace("bias: int32", "bias: x").replace("bits: 8\n", "bits: x\n").replace("encode: all", "enc: all")
+    )
+    path = write(tmp_path, text)
+    line = failure(path)
+    assert line.startswith(f"{path}:17: activations.enc: unknown key 'enc' (did you mean encode?")  # it tells most
+    assert f"; also {path}:10: weights.bits: must be " in line
+    assert f'; also {path}:19: bias: "x" is not possible (possible are float, int8' in line
+    assert line.count("; also ") == 2  # encode, which was meant, is not missing besides
+
+
+def test_more_mistakes_than_anybody_reads_are_counted(tmp_path: Path) -> None:
+    many = "".join(f"k{index}: 1\n" for index in range(60))
+    line = failure(write(tmp_path, MINIMAL + many))
+    assert line.count("unknown key") == 40
+    assert line.endswith("; and 20 more")
 
 
 @pytest.mark.parametrize(

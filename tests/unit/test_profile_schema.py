@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
         (
             "into_scale",
             "into_scale\n  operators:\n    linear: {granularity: per_tensor}",
-            "npu.yaml:15: weights.operators.linear.batch_norm: into_scale needs",
+            "npu.yaml:15: weights.operators.linear.granularity: into_scale needs",
         ),
         (
             "into_scale",
