@@ -354,5 +354,6 @@ def _combined(rule: type[_Rule], values: dict[str, Any], override: KeyPath, *, b
         return rule.model_validate(values)
     except ValidationError as error:
         context: dict[str, Any] = error.errors()[0].get("ctx", {})
-        keys = [(*place, *key) for place in (override, base) for key in (context["key"], *context["others"])]
+        named: list[KeyPath] = [context["key"], *context["others"]]
+        keys: list[KeyPath] = [(*override, *key) for key in named] + [(*base, *key) for key in named]
         reject(keys[0], context["message"], context["hint"], others=tuple(keys[1:]))
