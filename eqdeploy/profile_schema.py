@@ -355,5 +355,5 @@ def _combined(rule: type[_Rule], values: dict[str, Any], override: KeyPath, *, b
     except ValidationError as error:
         context: dict[str, Any] = error.errors()[0].get("ctx", {})
         named: list[KeyPath] = [context["key"], *context["others"]]
-        keys: list[KeyPath] = [(*override, *key) for key in named] + [(*base, *key) for key in named]
+        keys = [place + key for place in (override, base) for key in named]
         reject(keys[0], context["message"], context["hint"], others=tuple(keys[1:]))
