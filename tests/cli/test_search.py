@@ -83,6 +83,14 @@ def test_a_killed_search_without_a_predictor_goes_on_and_ends_as_if_nothing_had_
     assert (lines(here / "whole"), (here / "whole" / "predictor.safetensors").stat().st_mtime_ns) == (60, predictor)
     assert json.loads((here / "seeded" / "search.json").read_text())["origin"]["seed"] == 5
 
+    # What is there after a kill between predictor and picture: the next run draws it, of the same predictor.
+    picture, content = here / "whole" / "predictor.png", (here / "whole" / "predictor.safetensors").read_bytes()
+    picture.unlink()
+    assert run([*whole, "-o", "drawn", "-q"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (here / "whole" / "predictor.safetensors").read_bytes() == content
+    assert (here / "drawn" / "search.json").read_bytes() == (here / "again" / "search.json").read_bytes()
+
 
 def test_search_shows_the_report_and_its_subnet_is_resolved(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["search", *PROFILE, *BUDGET, *QUICK, "-o", "found"]) == 0
