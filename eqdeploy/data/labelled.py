@@ -68,19 +68,28 @@ class LabelledImages:
         """Whether there is anything that a loss can compare outputs with: classes, or numbers."""
         return self.is_labelled or self.labels.dtype == np.float32
 
+    @property
+    def why_no_accuracy(self) -> str | None:
+        """Why nobody can count right decisions on these images, None if the class of each is known."""
+        if self.is_labelled:
+            return None
+        return "the labels are numbers, not classes" if self.has_targets else "the images have no labels"
+
     def require_labels(self) -> LabelledImages:
         """Return the data set itself.
 
         Raises:
-            DataError: If it is unlabelled.
+            DataError: If the classes are not known: it is unlabelled, or its labels are targets.
         """
-        if not self.is_labelled:
-            raise DataError(
-                "the images have no labels",
-                where=self.source,
-                hint="sort them into one folder per class, or store an array 'labels' beside 'images'",
+        reason = self.why_no_accuracy
+        if reason is None:
+            return self
+        hint = "sort them into one folder per class, or store an array 'labels' beside 'images'"
+        if self.has_targets:
+            hint = (
+                "this needs a class for each; 'export' and 'validate' judge other outputs by their distance from float"
             )
-        return self
+        raise DataError(reason, where=self.source, hint=hint)
 
     def spread(self, count: int) -> LabelledImages:
         """``count`` images evenly spread over the data set (all of them if it has no more), in order."""

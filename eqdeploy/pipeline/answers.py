@@ -23,10 +23,11 @@ def answer(
         preprocessing: What the network reads.
         progress: Listener.
     """
-    labels = images.labels if images.is_labelled else None
-    if labels is not None and not scores_fit(classifier(preprocessing.apply(images.images[:1])), labels[:1]):
-        labels = None  # they name something else than classes of this output
+    reason = images.why_no_accuracy
+    if reason is None and not scores_fit(classifier(preprocessing.apply(images.images[:1])), images.labels[:1]):
+        reason = "the labels are no classes of the network's output"
+    labels = images.labels if reason is None else None
     decisions = decide(
         name, lambda batch: classifier(preprocessing.apply(batch)), images.images, labels, progress=progress
     )
-    return Answers(name, decisions, labels, noun_of(preprocessing))
+    return Answers(name, decisions, labels, noun_of(preprocessing), reason or "")

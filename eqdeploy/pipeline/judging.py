@@ -36,7 +36,7 @@ def missed_gate(rows: Sequence[Accuracy], gates: Gates) -> AccuracyError | None:
 
 
 def judge_accuracy(float_network: Answers | None, simulated: Answers | None, exported: Answers, gates: Gates) -> Level:
-    """Compare accuracies with the gates and with each other; without labels there is no accuracy.
+    """Compare accuracies with the gates and with each other; without classes there is no accuracy.
 
     Args:
         float_network: Decisions of the float network, None if it is not at hand.
@@ -47,7 +47,7 @@ def judge_accuracy(float_network: Answers | None, simulated: Answers | None, exp
     answers = [answers for answers in (float_network, simulated, exported) if answers is not None]
     rows = [row for answers in answers if (row := answers.accuracy) is not None]
     if not rows:
-        reason = "accuracy not measured: the images have no labels"
+        reason = f"accuracy not measured: {exported.why_no_accuracy}"
         if gates.min_accuracy is None and gates.max_drop is None:
             return Level.not_run(reason)
         return Level.of(False, f"{reason}, so the gates cannot be checked", {})

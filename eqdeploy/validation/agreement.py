@@ -23,12 +23,14 @@ class Answers:
             network's output has no axis of classes.
         labels: Integers, shape (N,), or (N, …) for maps; None if the images have none.
         noun: What one calls the images.
+        why_no_accuracy: Why ``labels`` are None.
     """
 
     name: str
     decisions: NDArray[np.integer[Any]]
     labels: NDArray[np.integer[Any]] | None
     noun: str = "images"
+    why_no_accuracy: str = "the images have no labels"
 
     @property
     def correct(self) -> NDArray[np.bool_] | None:

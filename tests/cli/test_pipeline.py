@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from eqdeploy.data import DIGITS_PREPROCESSING, load_data
-from eqdeploy.errors import ValidationError
+from eqdeploy.errors import DataError, ValidationError
 from eqdeploy.manifest import Provenance, verify_manifest, write_manifest
 from eqdeploy.pipeline.records import read_records
 from eqdeploy.report import ArtifactReport, read_report
@@ -62,6 +62,20 @@ def test_every_key_of_a_real_report_is_documented(project: Path) -> None:
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "report.md").read_text(encoding="utf-8")))
     document = json.loads((project / "build" / PROFILE / "report.json").read_text())
     assert keys(document) - documented == set()
+
+
+def test_strict_refuses_calibration_images_of_another_scale(eqdeploy: Run, tmp_path: Path) -> None:
+    digits = load_data("digits", split="train", preprocessing=DIGITS_PREPROCESSING)
+    wrong, images = tmp_path / "wrong.npz", digits.images.astype(np.float32) / 16
+    np.savez(wrong, images=images, labels=digits.labels, classes=np.array(digits.classes))
+    done = eqdeploy("export", "--strict", "-q", "--profile", PROFILE, "--data", wrong, "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (DataError.exit_code, ""), done.stderr
+    assert re.fullmatch(
+        r"error: \S+/wrong\.npz: the calibration images do not look like training images: .*mean.*"
+        r"leave out --strict\)\n",
+        done.stderr,
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_exporting_again_needs_force_and_gives_the_same_bytes(eqdeploy: Run, artifact: Path, project: Path) -> None:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 #: How much longer than its share a target may run before it is ended: imports, and one input at the end.
-_GRACE_SECONDS = 120.0
+_GRACE_SECONDS = 600.0
 
 _FUZZING, _REPLAY = "tests.fuzz.fuzzing", "tests.fuzz.replay"
 

@@ -70,6 +70,12 @@ def test_unlabelled_images_have_no_classes() -> None:
     assert labelled.require_labels() is labelled
 
 
+def test_targets_are_labels_but_no_classes() -> None:
+    data = LabelledImages(make().images, np.zeros((2, 3), np.float32), (), "set")
+    with pytest.raises(DataError, match=r"set: the labels are numbers, not classes \(this needs a class for each"):
+        data.require_labels()
+
+
 def test_digest_depends_on_content_alone() -> None:
     data = make()
     reordered = np.asfortranarray(data.images)
