@@ -81,6 +81,18 @@ class RuntimeRefusedError(EqDeployError):
     exit_code = 23
 
 
+class LimitError(EqDeployError):
+    """A command needed more memory, or was silent for longer, than its limits allow."""
+
+    exit_code = 24
+
+
+class CrashError(EqDeployError):
+    """A library ended the process, e.g. a runtime that a damaged model has led astray."""
+
+    exit_code = 25
+
+
 class MissingDependencyError(EqDeployError):
     """An optional package is needed for what was asked."""
 

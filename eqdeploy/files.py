@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,20 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
+
+
+def temporary_prefix(process: int) -> str:
+    """Start of the names of all temporary folders of a process: whoever has to kill it can clear up after it.
+
+    Args:
+        process: Its id.
+    """
+    return f"eqdeploy-{process}-"
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder of this process, which is removed when its context ends."""
+    return tempfile.TemporaryDirectory(prefix=temporary_prefix(os.getpid()))
 
 
 def write_json(path: Path, document: Mapping[str, Any], *, sort_keys: bool = False) -> None:

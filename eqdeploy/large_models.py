@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
+
+from eqdeploy.files import temporary_folder
 
 #: Protobuf ends at 2 GiB; a quarter is left for everything that is not tensor data.
 LARGEST_DATA_BYTES = 3 << 29
@@ -34,7 +35,7 @@ def loadable(model: onnx.ModelProto) -> Iterator[bytes | str]:
     if data_bytes(model) < LARGEST_DATA_BYTES:
         yield model.SerializeToString()
         return
-    with tempfile.TemporaryDirectory(prefix="eqdeploy-") as folder:
+    with temporary_folder() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save_model(
             model,

@@ -10,12 +10,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from eqdeploy.cli.endings import exit_code_of, failure_of
 from eqdeploy.cli.failures import BROKEN_PIPE, INTERRUPTED, TERMINATED, Failure, explain
+from eqdeploy.cli.progress import is_terminal
 from eqdeploy.cli.session import Answer, Session
+from eqdeploy.cli.signs_of_life import SignsOfLife
 from eqdeploy.cli.spinning import bound_spinning
+from eqdeploy.cli.supervisor import Ending, can_supervise, raise_once, supervise
 from eqdeploy.errors import OutputError, ReportedError
 
 if TYPE_CHECKING:
@@ -26,25 +29,55 @@ SCHEMA_VERSION = 1
 #: Width of tables that nobody watches: wide enough to keep a row on a line.
 _FILE_WIDTH = 1000
 
+#: Shows the cursor again and empties its line, which a process that was killed may have left to a bar.
+_FREE_LINE = "\x1b[?25h\r\x1b[K"
+
 
 def main() -> NoReturn:
     """Run the command line and exit."""
     bound_spinning(os.environ)
-    signal.signal(signal.SIGTERM, _terminate)
     sys.stdout, sys.stderr = _usable(sys.stdout), _usable(sys.stderr)
-    sys.exit(run(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    if not can_supervise():
+        sys.exit(_work(arguments, None))
+    sys.exit(_tell(arguments, supervise(lambda signs: _work(arguments, signs))))
 
 
-def run(arguments: Sequence[str]) -> int:
+def _work(arguments: Sequence[str], signs: SignsOfLife | None) -> int:
+    """Run one command in a process of its own."""
+    raise_once(signal.SIGTERM, SystemExit(TERMINATED))  # as at an error, so that nothing half-written is left
+    raise_once(signal.SIGINT, KeyboardInterrupt())
+    return run(arguments, signs)
+
+
+def _tell(arguments: Sequence[str], ending: Ending) -> int:
+    """Tell how the process ended that ran the command, where it could not do so itself.
+
+    Returns:
+        The exit code.
+    """
+    failure = failure_of(ending)
+    if failure is None:
+        return exit_code_of(ending)
+    if is_terminal(sys.stderr.isatty()):
+        sys.stderr.write(_FREE_LINE)
+    session = Session.of(arguments)
+    session.command = ending.command
+    return _fail(session, failure)
+
+
+def run(arguments: Sequence[str], signs: SignsOfLife | None = None) -> int:
     """Run one command.
 
     Args:
         arguments: Arguments of the program, without its name.
+        signs: What the process that watches this one is told, None if there is none.
 
     Returns:
         The exit code.
     """
     session = Session.of(arguments)
+    session.signs = signs
     try:
         return _run(list(arguments), session)
     except BrokenPipeError:
@@ -55,9 +88,9 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         if isinstance(error, ReportedError):
             return error.exit_code
-        # A launcher of several processes ends all of them as soon as one has failed: not in the middle of the message.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        return _fail(session, explain(error))
+        if signs is not None:  # a launcher ends all its processes when one has failed: not in the middle of the message
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return _fail(session, explain(error, session.memory))
 
 
 def _run(arguments: list[str], session: Session) -> int:
@@ -69,7 +102,7 @@ def _run(arguments: list[str], session: Session) -> int:
         raise KeyboardInterrupt
     if not isinstance(answer, Answer):
         return answer if isinstance(answer, int) else 0
-    failure = explain(answer.failure) if answer.failure is not None else None
+    failure = explain(answer.failure, session.memory) if answer.failure is not None else None
     try:
         _write_document(session, failure, answer.result)
         if session.json_target != "-":
@@ -132,8 +165,6 @@ def _print(view: RenderableType) -> None:
     """Print to standard output; with colours only where a person watches."""
     from rich.console import Console
 
-    from eqdeploy.cli.progress import is_terminal
-
     if is_terminal(sys.stdout.isatty()) and not os.environ.get("NO_COLOR"):
         Console(markup=False, highlight=False, emoji=False).print(view, crop=False)
         return
@@ -157,8 +188,3 @@ def _usable(stream: TextIO | None) -> TextIO:
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """End at a termination signal as at an error, so that nothing half-written is left."""
-    raise SystemExit(TERMINATED)

@@ -46,7 +46,8 @@ def evaluate(
     # Only a function that the user names now is called, never one that a file names.
     run_code = data is not None
     request = settings.evaluate_request(target=target, profile=profile, subnet=subnet, run_code=run_code)
-    with session.working() as progress:
+    foreign = None if target is None else (target, request.supernet, request.data)
+    with session.bounded(foreign) as progress:
         from eqdeploy import pipeline
 
         result = pipeline.evaluate(request, progress)

@@ -92,7 +92,7 @@ def export(
         dynamic_size=dynamic_size,
         strict=strict,
     )
-    with session.working() as progress:
+    with session.bounded() as progress:
         from eqdeploy import pipeline
 
         results = pipeline.export_profiles(request, progress)

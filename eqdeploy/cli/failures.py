@@ -9,7 +9,8 @@ from typing import Any
 
 import typer
 
-from eqdeploy.errors import EqDeployError, OutputError, UsageError
+from eqdeploy.cli.limits import MEMORY_VARIABLE, UNLIMITED, size_text
+from eqdeploy.errors import EqDeployError, LimitError, OutputError, UsageError
 from eqdeploy.text import printable
 
 INTERNAL_ERROR = 70
@@ -20,6 +21,21 @@ BROKEN_PIPE = 141
 #: Failures of the file system that a user can mend.
 _OUTPUT_ERRORS = frozenset(
     {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EPERM, errno.EROFS}
+)
+
+#: What to do about a limit of memory.
+RAISE_MEMORY = f"{MEMORY_VARIABLE} sets it, e.g. {MEMORY_VARIABLE}=32GiB, or {UNLIMITED}"
+
+#: How numpy, torch, ONNX Runtime, the C++ library and the system say that they did not get memory, in lower case.
+_WANT_OF_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "cannot allocate memory",
+    "can't allocate memory",
+    "failed to allocate memory",
+    "unable to allocate",
+    "can't start new thread",
+    "failed to map segment from shared object",
 )
 
 
@@ -53,12 +69,16 @@ class Failure:
         return {"type": self.kind, "message": self.message, "where": self.where, "hint": self.hint}
 
 
-def explain(error: BaseException) -> Failure:
+def explain(error: BaseException, memory: int | None = None) -> Failure:
     """Explain an error to the user.
 
     Args:
         error: Anything that was raised.
+        memory: Bytes that the process was allowed to take, None if that was not bounded.
     """
+    if memory is not None and is_want_of_memory(error):
+        where = error.where if isinstance(error, EqDeployError) else None
+        error = LimitError(f"needs more memory than the limit of {size_text(memory)}", where=where, hint=RAISE_MEMORY)
     if isinstance(error, EqDeployError):
         return Failure(type(error).__name__, error.message, error.where, error.hint, error.exit_code)
     if isinstance(error, typer.TyperException):
@@ -69,6 +89,17 @@ def explain(error: BaseException) -> Failure:
         return _explain_system(error)
     text = f"internal error: {type(error).__name__}: {error}"
     return Failure("InternalError", text, None, "show the traceback with --debug and report it", INTERNAL_ERROR)
+
+
+def is_want_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that led to it, says that memory was refused."""
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen).lower()
+        if isinstance(seen, MemoryError) or any(words in text for words in _WANT_OF_MEMORY):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _explain_usage(error: typer.TyperException) -> Failure:

@@ -43,7 +43,7 @@ def fit(
 
     settings = load_project(Path.cwd(), session.note).override(seed=seed)
     request = FitRequest(store, output, target, held_out=held_out, seed=settings.seed or 0, force=force)
-    with session.working() as progress:
+    with session.bounded() as progress:
         from eqdeploy import pipeline
 
         result = pipeline.fit(request, progress)

@@ -22,9 +22,10 @@ def inspect(
 ) -> Answer:
     """Show what a file holds; nothing in it is run."""
     session: Session = context.obj
-    with session.working():
+    with session.bounded([file]) as progress:
         from eqdeploy.inspection import inspect_file
 
+        progress.detail(f"reading {file}")
         inspection = inspect_file(file)
     from eqdeploy.cli import views
 

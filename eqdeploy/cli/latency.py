@@ -47,7 +47,7 @@ def latency(
         threads=threads,
         force=force,
     )
-    with session.working() as progress:
+    with session.bounded() as progress:
         from eqdeploy import pipeline
 
         result = pipeline.measure_latency(request, progress)

@@ -33,7 +33,7 @@ def resolve(
         supernet=supernet, model=model, profiles=(profile,) if profile is not None else ()
     )
     request = settings.resolve_request(subnet=subnet)
-    with session.working() as progress:
+    with session.bounded() as progress:
         from eqdeploy import pipeline
 
         resolved = pipeline.resolve_profile(request, progress)

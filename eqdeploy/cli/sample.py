@@ -75,7 +75,7 @@ def sample(
         # Only a function that the user names now is called, never one that a file names.
         run_code=data is not None,
     )
-    with session.working() as progress:
+    with session.bounded() as progress:
         from eqdeploy import pipeline
         from eqdeploy.training.workers import join_workers
 

@@ -69,7 +69,7 @@ def search(
     )
     # Only a function that the user names now is called, never one that a file names.
     request = settings.search_request(search, output=out, force=force, run_code=data is not None)
-    with session.working() as progress:
+    with session.bounded() as progress:
         from eqdeploy import pipeline
 
         result = pipeline.search(request, progress)

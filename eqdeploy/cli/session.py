@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eqdeploy.cli.limits import bound_memory, command_limits, machine_memory
+from eqdeploy.cli.signs_of_life import ReportedProgress, SignsOfLife
 from eqdeploy.errors import EqDeployError
 from eqdeploy.text import printable
 
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from eqdeploy.cli.progress import PlainProgress
-    from eqdeploy.progress import SilentProgress
+    from eqdeploy.progress import Progress, SilentProgress
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Session:
         verbose: Whether details are shown.
         debug: Whether an error is shown with its traceback.
         command: Command that is run, e.g. ``"profiles list"``.
+        signs: What the process that watches this one is told, None if there is none: then nothing is bounded.
+        memory: Bytes that the command may take, None if that is not bounded.
     """
 
     json_target: str | None = None
@@ -52,6 +58,8 @@ class Session:
     verbose: bool = False
     debug: bool = False
     command: str | None = None
+    signs: SignsOfLife | None = None
+    memory: int | None = None
 
     @staticmethod
     def of(arguments: Sequence[str]) -> Session:
@@ -88,3 +96,28 @@ class Session:
             if not (self.verbose or self.debug or sys.warnoptions):
                 warnings.simplefilter("ignore")
             yield make_progress(quiet=self.quiet, verbose=self.verbose or self.debug)
+
+    @contextmanager
+    def bounded(self, foreign: Iterable[str | Path] | None = None) -> Iterator[Progress]:
+        """Open a context for library calls that may take only so much memory, and be silent only for so long.
+
+        Args:
+            foreign: Files and folders by whose size memory is bounded, where the command runs or shows a model that
+                may be anybody's; None for a command that works on what the user has made.
+
+        Yields:
+            The listener to hand to them: whatever it hears of is a sign of life.
+
+        Raises:
+            UsageError: If the environment sets a limit that is none.
+        """
+        with self.working() as progress:
+            if self.signs is None:
+                yield progress
+                return
+            limits = command_limits(os.environ, machine_memory(), foreign)
+            self.memory = limits.memory
+            if limits.memory is not None and not bound_memory(limits.memory):
+                progress.detail("this system does not bound the memory of a process")
+            self.signs.begin(self.command or "", limits.seconds)
+            yield ReportedProgress(progress, self.signs.give)

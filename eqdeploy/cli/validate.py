@@ -53,7 +53,7 @@ def validate(
     )
     # Only a function that the user names now is called, never one that a file names.
     request = settings.validate_request(run_code=data is not None)
-    with session.working() as progress:
+    with session.bounded() as progress:
         from eqdeploy import pipeline
 
         report = pipeline.validate_artifact(directory, request, progress)

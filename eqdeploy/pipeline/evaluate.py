@@ -63,7 +63,9 @@ def _evaluate_file(request: EvaluateRequest, target: Path, progress: Progress) -
     options = LoadOptions(run_code=request.run_code)
     images = load_data(request.data, split="test", preprocessing=preprocessing, options=options)
     check_classes(images, classes, request.data)
-    row = answer(EXPORTED, onnx_classifier(path), images, preprocessing, progress).accuracy
+    with progress.stage(f"loading {path}"):
+        classifier = onnx_classifier(path)
+    row = answer(EXPORTED, classifier, images, preprocessing, progress).accuracy
     rows = () if row is None else (row,)
     return EvaluationResult(data=images.source, rows=rows, failure=missed_gate(rows, request.gates))
 

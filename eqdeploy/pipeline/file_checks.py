@@ -7,7 +7,6 @@ exporter is a pure function of the model: the model that was read from ``model.o
 from __future__ import annotations
 
 import filecmp
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from eqdeploy.errors import ValidationError
 from eqdeploy.exporters.contract import export_checked, get_exporter
 from eqdeploy.exporters.files import EXTERNAL_DATA_THRESHOLD, load_proto
 from eqdeploy.exporters.qdq_reader import read_model
+from eqdeploy.files import temporary_folder
 from eqdeploy.json_file import read_json
 from eqdeploy.pipeline.configuration import CONFIGURATION_FILE, SUBNET_FILE
 from eqdeploy.pipeline.exporter_rules import exporter_options, naming
@@ -89,7 +89,7 @@ def check_files(
     paths = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
     present = {*paths, *_RECORDS}
     rows = [FileRow(file=name, check=check, detail=detail) for name, (check, detail) in _RECORDS.items()]
-    with tempfile.TemporaryDirectory(prefix="eqdeploy-") as temporary:
+    with temporary_folder() as temporary:
         again = Path(temporary)
         write_model_files(profile, model, again)
         written = {path.relative_to(again).as_posix() for path in again.rglob("*") if path.is_file()}

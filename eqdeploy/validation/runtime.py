@@ -8,7 +8,6 @@ some int8 tensors as uint8 unless somebody looks at them, the graph that the run
 from __future__ import annotations
 
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from eqdeploy.errors import RuntimeRefusedError
+from eqdeploy.files import temporary_folder
 from eqdeploy.validation.qdq_file import QUANTIZE, ActivationChain, QdqFile
 
 
@@ -218,7 +218,7 @@ def optimize(
     Raises:
         RuntimeRefusedError: If ONNX Runtime does not load the model.
     """
-    with tempfile.TemporaryDirectory(prefix="eqdeploy-") as temporary:
+    with temporary_folder() as temporary:
         path = Path(temporary) / "optimized.onnx"
         session = Session(model, level, where=where, threads=threads, optimized=path, folder=folder)
         # Tensors in other files stay where they are: only names and types are looked at.
