@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from eqdeploy.files import write_atomically
 from eqdeploy.json_file import refuse_repeated_keys, refuse_repeated_tensors
 from eqdeploy.network import BatchNormTraining, ElasticSpace, Residual, ScaleTraining
 from eqdeploy.quant.form import Granularity, Symmetry
+from eqdeploy.supernet.declared_size import check_declared_size
 from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
 from eqdeploy.supernet.given_model import not_finite
 from eqdeploy.supernet.inputs import Inputs, to_inputs
@@ -261,8 +263,12 @@ def load_checkpoint(
         augmentation = Augmentation(**dict(metadata.augmentation))
         if isinstance(preprocessing, Preprocessing) and augmentation.shift > max(preprocessing.image_size):
             raise CheckpointError("larger than the image", where=f"{path}: augmentation.shift")
-        float_model = _float_model(metadata.architecture, build, path) if model is None else model
-        supernet = Supernet.from_float(float_model, example, space)
+        if model is None:
+            make = partial(_float_model, metadata.architecture, build, path)
+            stored_bytes = sum(tensor.nbytes for tensor in tensors.values())
+            check_declared_size(make, example, stored_bytes, where=str(path))
+            model = make()
+        supernet = Supernet.from_float(model, example, space)
         fold_batch_norms(supernet)
     except (CheckpointError, MissingDependencyError):
         raise
