@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Parts of the library; each imports only from those before it, at the top of a file or inside a function.
 LAYERS = (
-    ("artifact_folders", "errors", "large_models", "progress", "requests", "text"),
+    ("artifact_folders", "errors", "progress", "requests", "text"),
     ("files",),
-    ("json_file",),
+    ("json_file", "large_models"),
     ("yaml_file", "manifest", "inspection"),
     ("artifact", "project", "user_code"),
     ("quant",),
@@ -26,6 +26,7 @@ LAYERS = (
     ("plan",),
     ("budget", "float_share", "profile_fields", "profile_gates"),
     ("profile_document", "profile_schema"),
+    ("profile_problems",),
     ("profile_loading",),
     ("profile", "profiles"),
     ("resolution",),
