@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 
 import torch
-from common import RESULTS, markdown_table, write_results
+from common import float_of_as_many_steps, markdown_table, write_results
 
 from eqdeploy.cli.progress import make_progress
 from eqdeploy.data.references import load_data
@@ -89,22 +88,10 @@ def tables(grid: Evaluation, float_accuracy: float, space: ElasticSpace) -> list
         f"Top-1 on all {grid.images} test images, weights and activations at the same width, first and last layer 8 "
         f"bits, BatchNorm calibrated for each form on {CALIBRATION} augmented training images. Float network before "
         f"quantization-aware training: {float_accuracy:.2%}; the supernet's weights without quantization: "
-        f"{grid.float_accuracy:.2%}.{_float_of_as_many_steps()}"
+        f"{grid.float_accuracy:.2%}.{float_of_as_many_steps()}"
     )
     header = ["W = A bits", *(f"{granularity} {symmetry}" for granularity, symmetry in forms), "goal"]
     return [summary, markdown_table(header, rows)]
-
-
-def _float_of_as_many_steps() -> str:
-    """A sentence on the float network of ``float_baseline.py``, nothing where it was not measured."""
-    path = RESULTS / "float_baseline.json"
-    if not path.exists():
-        return ""
-    accuracy = json.loads(path.read_text(encoding="utf-8"))["float_accuracy"]
-    return (
-        f" A float network trained for as many steps as the whole supernet has {accuracy:.2%} "
-        "([float_baseline.md](float_baseline.md))."
-    )
 
 
 def _verdict(

@@ -44,6 +44,21 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
     return "\n".join(lines)
 
 
+def float_of_as_many_steps() -> str:
+    """A sentence on the float network of ``float_baseline.py``, nothing where it was not measured.
+
+    Every table of the CIFAR-10 supernet has it: the float network that it began from had a third of its steps.
+    """
+    path = RESULTS / "float_baseline.json"
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return (
+        f" A float network trained for as many steps as the whole shipped supernet, {found['epochs']} epochs, has "
+        f"{found['float_accuracy']:.2%} ([float_baseline.md](float_baseline.md))."
+    )
+
+
 def _processor() -> str:
     """Model name of the processor."""
     try:

@@ -6,12 +6,15 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from common import markdown_table, write_results
+from common import float_of_as_many_steps, markdown_table, write_results
 
 from eqdeploy.pipeline import export_profiles
 from eqdeploy.profile import shipped_profiles
 from eqdeploy.progress import SilentProgress
 from eqdeploy.requests import ExportRequest
+
+#: The supernet that a float network of as many steps is measured beside.
+CIFAR10 = "cifar10-resnet20"
 
 
 def main() -> None:
@@ -46,6 +49,7 @@ def main() -> None:
         f"Top-1 on the held-out images, and integer codes that differ from the integer reference at each optimization "
         f"level of ONNX Runtime, of {min(codes):,} to {max(codes):,} codes. Every difference is explained by the "
         f"runtime's own arithmetic; the JSON file counts them by kind."
+        f"{float_of_as_many_steps() if options.supernet == CIFAR10 else ''}"
     )
     write_results(
         options.name,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, markdown_table, write_results
+from common import RESULTS, float_of_as_many_steps, markdown_table, write_results
 
 from eqdeploy.cli.progress import make_progress
 from eqdeploy.data.references import load_data
@@ -185,7 +185,7 @@ def tables(name: str, points: list[Point], flat: list[Point], verdict: dict[str,
         f"Top-1 on all {points[0].measurement.images} test images; subnets were chosen by the predictor and by "
         f"measurement on training images only, one budget for weights and one for activations. At an average of "
         f"{COMPARED:g} bits the search gains {gains} points over uniform {COMPARED:g} bits with seeds 0, 1, 2 (mean "
-        f"{verdict['mean_gain_points']:+.2f}; goal: {GOAL:+.1f})."
+        f"{verdict['mean_gain_points']:+.2f}; goal: {GOAL:+.1f}).{float_of_as_many_steps()}"
     )
     same = {point.width: point.measurement for point in flat}
     rows = [

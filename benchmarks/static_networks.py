@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, markdown_table, write_results
+from common import RESULTS, float_of_as_many_steps, markdown_table, write_results
 
 from eqdeploy.cli.progress import make_progress
 from eqdeploy.quant.form import Granularity, Symmetry
@@ -50,6 +50,7 @@ def main() -> None:
         f"Top-1 on all test images, {GRANULARITY} {SYMMETRY}, first and last layer 8 bits; {settings.epochs} epochs of "
         f"batch {settings.batch_size} each, one seed. Each static network has had as many optimizer steps, all on its "
         "one form, as the supernet in its first cycle."
+        f"{float_of_as_many_steps()}"
     )
     header = ["W = A bits", "static network", "supernet after one cycle", "shipped", "difference after one cycle"]
     write_results(

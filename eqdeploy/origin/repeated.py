@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.supernet.supernet import Supernet
 
 #: How far scales and float constants may move, relative, on a processor that adds up in another order: BatchNorm
-#: statistics are sums of float32 numbers. Measured between instruction sets: 1.5e-7.
+#: statistics are sums of float32 numbers. Between instruction sets some move further, see docs/validation.md.
 DRIFT = 2.0**-16
 #: Share of a weight's codes that may then be rounded to the neighbour.
 _MOVED = 1e-3
@@ -93,7 +93,13 @@ def compare_repeated(held: QuantizedModel, again: QuantizedModel, *, same_arithm
         if same_arithmetic or not differing
         else f"freezing the supernet again gives the numbers, {differing} of them moved by this processor's arithmetic"
     )
-    return OriginCheck.of("numbers", holds, faults, same_arithmetic=same_arithmetic, differing=differing)
+    check = OriginCheck.of("numbers", holds, faults, same_arithmetic=same_arithmetic, differing=differing)
+    if check.passed or same_arithmetic:
+        return check
+    # May be no fault of the artifact: another instruction set can move a range by percents.
+    return replace(
+        check, detail=f"{check.detail}; calibration measures other numbers on this processor than in the export"
+    )
 
 
 def _name_faults(held: QuantizedModel, again: QuantizedModel) -> Iterator[Fault]:

@@ -144,7 +144,7 @@ class _Best:
         scales = scales.clip(min=torch.finfo(torch.float32).tiny)
         codes = quantize(self.values, scales[:, :, None], zero_point[:, None], self.form.q_min, self.form.q_max)
         difference = dequantize(codes, scales[:, :, None], zero_point[:, None]).sub_(self.values)
-        error, index = difference.square_().mean(dim=2).min(dim=0)
+        error, index = (_sums(difference.square_()) / self.values.shape[1]).min(dim=0)
         better = error < self.error
         self.scale = torch.where(better, scales.gather(0, index[None])[0], self.scale)
         self.zero_point = torch.where(better, zero_point, self.zero_point)
@@ -161,9 +161,18 @@ class _Best:
             zero_point = self.zero_point[:, None]
             codes = quantize(self.values, self.scale[:, None], zero_point, self.form.q_min, self.form.q_max)
             steps = codes - zero_point
-            power = steps.square().sum(dim=1)
-            scale = (steps * self.values).sum(dim=1) / power.clip(min=1.0)
+            scale = _sums(steps * self.values) / _sums(steps.square()).clip(min=1.0)
             self.offer(torch.where(scale > 0, scale, self.scale), self.zero_point)
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Sums over the last axis, the same for any number of threads.
+
+    torch divides the terms of a sum among threads only where the result is a single number. Its partial sums are then
+    float64, so that the float32 result does not show where they were cut.
+    """
+    single = values.numel() == values.shape[-1]
+    return values.sum(dim=-1, dtype=torch.float64 if single else values.dtype).to(values.dtype)
 
 
 def _coarse_step(form: Form) -> float:

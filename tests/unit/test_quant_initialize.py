@@ -205,3 +205,16 @@ def test_initialization_repeats_and_fills_every_form() -> None:
             first.encoding(form).dequantize(first.encoding(form).quantize(weight.numpy())) - weight.numpy()
         ) ** 2
         assert relative.mean() < {2: 0.2, 4: 0.02, 8: 1e-4}[form.bits] * float(weight.square().mean())
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    values = torch.randn(1, 70_000, generator=random(5))  # more than torch adds up in one thread
+    form = Form(8, Granularity.PER_TENSOR, ASYMMETRIC, signed=False)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(torch.stack(minimize_error(values, form)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
