@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from eqdeploy.text import one_line
+
 
 class EqDeployError(Exception):
     """Root of all errors that a user can cause or must act upon.
@@ -30,7 +32,7 @@ class EqDeployError(Exception):
         """Return the whole error on one line: ``where: message (hint)``."""
         text = self.message if self.where is None else f"{self.where}: {self.message}"
         text = text if self.hint is None else f"{text} ({self.hint})"
-        return " ".join(text.split())
+        return one_line(text)
 
 
 class UsageError(EqDeployError):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+#: Characters of a message; forty mistakes of one file are shorter.
+LONGEST_MESSAGE = 8_000
+_CUT = " .. "
+
 
 def printable(text: str) -> str:
     r"""Escape everything that a terminal might act upon: control characters, escape sequences, odd spaces.
@@ -13,6 +17,19 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def one_line(text: str) -> str:
+    r"""A message on one line, cut in the middle where something from a file makes it endless.
+
+    >>> one_line("not\\n  valid")
+    'not valid'
+    >>> len(one_line("x" * 100_000))
+    8000
+    """
+    line = " ".join(text.split())
+    half = (LONGEST_MESSAGE - len(_CUT)) // 2
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:half]}{_CUT}{line[-half:]}"
 
 
 def byte_count(size: int) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from eqdeploy.cli.limits import MEMORY_VARIABLE, UNLIMITED, size_text
 from eqdeploy.errors import EqDeployError, LimitError, OutputError, UsageError
-from eqdeploy.text import printable
+from eqdeploy.text import one_line, printable
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
@@ -62,7 +62,7 @@ class Failure:
         """The whole failure on one line: ``error: where: message (hint)``."""
         text = self.message if self.where is None else f"{self.where}: {self.message}"
         text = text if self.hint is None else f"{text} ({self.hint})"
-        return printable(" ".join(f"error: {text}".split()))
+        return one_line(printable(one_line(f"error: {text}")))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from eqdeploy.cli.failures import explain
 from eqdeploy.errors import EqDeployError
+from eqdeploy.text import LONGEST_MESSAGE
 from tests.fuzz.targets import Target
 
 #: Processor time that one small input may take, in seconds. Not time by the clock: other work must not fail it.
@@ -78,7 +80,8 @@ def judge(target: Target, path: Path, content: bytes) -> Finding | bool:
     try:
         target.parse(path)
     except EqDeployError as refusal:
-        return False if _is_one_line(refusal) else Finding(f"message: {refusal!r}", "not one printable line")
+        line = explain(refusal).line
+        return False if _is_readable(line) else Finding(f"message: {line}", "not one line that a terminal can show")
     except (Exception, EndlessError) as error:
         text = "".join(traceback.format_exception(error, limit=-40))
         return Finding(f"{type(error).__name__} at {_place(error.__traceback__)}", text)
@@ -88,14 +91,9 @@ def judge(target: Target, path: Path, content: bytes) -> Finding | bool:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _is_one_line(refusal: EqDeployError) -> bool:
-    """Whether a message can be printed: no line ends, no lone surrogates; and is not endless."""
-    text = str(refusal)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return len(text.splitlines()) == 1 and len(text) < 10_000
+def _is_readable(line: str) -> bool:
+    """Whether a message is one line that a terminal can show, and not endless."""
+    return line.isprintable() and len(line) <= LONGEST_MESSAGE
 
 
 def _place(trace: TracebackType | None) -> str:
