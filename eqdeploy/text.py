@@ -22,7 +22,7 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     r"""A message on one line, cut in the middle where something from a file makes it endless.
 
-    >>> one_line("not\\n  valid")
+    >>> one_line("not\n  valid")
     'not valid'
     >>> len(one_line("x" * 100_000))
     8000
