@@ -98,9 +98,9 @@ def _is_readable(line: str) -> bool:
 
 def _place(trace: TracebackType | None) -> str:
     """The innermost line of the library that an exception went through, or the innermost one at all."""
-    frames = traceback.extract_tb(trace)
+    frames = [frame for frame in traceback.extract_tb(trace) if frame.filename != __file__]
     own = [frame for frame in frames if "/eqdeploy/" in frame.filename or "/exporters/" in frame.filename]
-    frame = (own or list(frames))[-1]
+    frame = (own or frames)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
