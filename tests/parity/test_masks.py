@@ -59,7 +59,8 @@ def twice(m: Any, scores: Tensor, x: Tensor) -> Tensor:
 
 def moved(m: Any, scores: Tensor, x: Tensor) -> Tensor:
     """Entries move between the mask and the softmax."""
-    return (scores.unsqueeze(1) + m.mask).reshape(-1, LENGTH, LENGTH)
+    result: Tensor = (scores.unsqueeze(1) + m.mask).reshape(-1, LENGTH, LENGTH)
+    return result
 
 
 def attend(mask: Callable[[Any, Tensor, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
