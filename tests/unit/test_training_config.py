@@ -124,6 +124,14 @@ def test_the_line_is_that_of_the_key(load: Callable[[str], TrainingConfig]) -> N
         load("schema: 1\ndistillation:\n  wieght: 0.5\n" + text().removeprefix("schema: 1\n"))
 
 
+def test_every_mistake_is_listed_with_its_line(load: Callable[[str], TrainingConfig]) -> None:
+    lines = "schema: 1\ndistillation:\n  wieght: 0.5\nseed: x\n" + text().removeprefix("schema: 1\n")
+    with pytest.raises(ProfileError, match=r"train\.yaml:3: distillation\.wieght: unknown key") as caught:
+        load(lines)
+    assert "train.yaml:4: seed: " in str(caught.value)
+    assert str(caught.value).count("; also ") == 1
+
+
 def test_a_missing_key_is_named(load: Callable[[str], TrainingConfig]) -> None:
     with pytest.raises(ProfileError, match=r"data: the key is missing"):
         load("\n".join(line for line in text().splitlines() if not line.startswith("data:")))
