@@ -77,7 +77,9 @@ def _fuzz(name: str, seconds: float, seed: int, findings: Path) -> dict[str, int
 
 def _keep_fatal(name: str, content: Path, output: str, folder: Path) -> int:
     """Keep the input that a process died of; return 0 if it was not the input: libFuzzer itself ends early at times."""
-    if not content.exists() or _run([_REPLAY, name, str(content)], _GRACE_SECONDS) is None:
+    if not content.exists():
+        sys.exit(f"{name} was not tried at all:\n{output[-5_000:]}")
+    if _run([_REPLAY, name, str(content)], _GRACE_SECONDS) is None:
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "died.txt").write_text(output[-20_000:])
