@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
+from faults_kinds import Make, Planted, after
 from onnx import numpy_helper
 
 from eqdeploy.calibration import choice
@@ -18,34 +19,6 @@ from eqdeploy.pipeline import export, subnets
 from eqdeploy.quant import elastic_quantizer
 from eqdeploy.quant.form import Granularity
 from eqdeploy.supernet.inference import _FixedQuantizer
-
-Make = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-@dataclass(frozen=True)
-class Planted:
-    """A fault in one function.
-
-    Attributes:
-        name: What is wrong.
-        stage: Where.
-        owner: Module or class whose attribute is replaced.
-        attribute: Name of the function.
-        make: Makes the faulty function of the right one.
-        profile: Profile that is exported.
-    """
-
-    name: str
-    stage: str
-    owner: Any
-    attribute: str
-    make: Make
-    profile: str = "onnxruntime-x86"
-
-
-def after(change: Callable[[Any], Any]) -> Make:
-    """Change what a function returns."""
-    return lambda original: lambda *args, **kwargs: change(original(*args, **kwargs))
 
 
 def _affine(name: str, change: Callable[[Any], Any], profile: str = "onnxruntime-x86") -> Planted:
@@ -218,7 +191,9 @@ def _shifted(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda images, preprocessing, _, seed: original(images, preprocessing, Augmentation(shift=1), seed)
 
 
-def _graph(name: str, change: Callable[[onnx.GraphProto], None]) -> Planted:
+def graph_fault(name: str, change: Callable[[onnx.GraphProto], None]) -> Planted:
+    """Change the structure that is frozen."""
+
     def edited(model: onnx.ModelProto) -> onnx.ModelProto:
         change(model.graph)
         return model
@@ -339,12 +314,12 @@ PLANTED: tuple[Planted, ...] = (
     Planted("half of the calibration images", "calibration", choice, "augmented_batches", _halved),
     Planted("ranges without mean and standard deviation", "calibration", subnets, "plain_batches", _raw(1)),
     Planted("ranges of the float network", "calibration", subnets, "sample_tensors", _float_network),
-    _graph("padding moved", _pads),
-    _graph("residual branch read twice", _twice),
-    _graph("addition reads another branch", _other_branch),
-    _graph("average pool written as maximum", _operator("GlobalAveragePool", "GlobalMaxPool")),
-    _graph("ReLU left out", _operator("Relu", "Identity")),
-    _graph("last layer subtracted", _negated),
+    graph_fault("padding moved", _pads),
+    graph_fault("residual branch read twice", _twice),
+    graph_fault("addition reads another branch", _other_branch),
+    graph_fault("average pool written as maximum", _operator("GlobalAveragePool", "GlobalMaxPool")),
+    graph_fault("ReLU left out", _operator("Relu", "Identity")),
+    graph_fault("last layer subtracted", _negated),
     Planted("node smuggled into the file", "writing", export, "write_model_files", _smuggle),
     Planted("node smuggled into the TensorRT file", "writing", export, "write_model_files", _smuggle, "tensorrt"),
 )

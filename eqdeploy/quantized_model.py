@@ -99,3 +99,12 @@ def operation_of(node_name: str) -> str:
     'layer1_add'
     """
     return node_name.split("/", 1)[0]
+
+
+def constant_name(node_name: str, position: int) -> str:
+    """Name of a constant of :attr:`QuantizedModel.graph` that is no parameter, by the node that reads it first.
+
+    >>> constant_name("relu6", 2)
+    'relu6/input2'
+    """
+    return f"{node_name}/input{position}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 
+from eqdeploy.exporters.files import EXTERNAL_DATA_THRESHOLD, load_proto
 from eqdeploy.exporters.float_graph import constant
 
 
@@ -23,6 +26,21 @@ def first_difference(expected: ir.Graph, found: ir.Graph) -> str | None:
     """
     wanted, present = _parts(expected), _parts(found)
     return next((name for name in (*wanted, *present) if wanted.get(name) != present.get(name)), None)
+
+
+def same_model(found: Path, expected: Path) -> bool:
+    """Whether two ONNX files differ only in the order of their constants and of the values that they describe."""
+    if max(path.stat().st_size for path in (found, expected)) > EXTERNAL_DATA_THRESHOLD:
+        return False
+    contents: list[bytes] = []
+    for path in (found, expected):
+        model = load_proto(path)
+        for entries in (model.graph.initializer, model.graph.value_info):
+            ordered = sorted(entries, key=lambda entry: entry.name)
+            del entries[:]
+            entries.extend(ordered)
+        contents.append(model.SerializeToString(deterministic=True))
+    return contents[0] == contents[1]
 
 
 def _parts(graph: ir.Graph) -> dict[str, object]:

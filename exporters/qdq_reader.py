@@ -22,7 +22,13 @@ from eqdeploy.exporters.model_checks import check_model
 from eqdeploy.exporters.qdq_graph import DEQUANTIZE, QUANTIZE
 from eqdeploy.plan import Coverage
 from eqdeploy.quant.encoding import Encoding
-from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter, QuantizedTensor, operation_of
+from eqdeploy.quantized_model import (
+    QuantizedModel,
+    QuantizedParameter,
+    QuantizedTensor,
+    constant_name,
+    operation_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,15 +238,20 @@ def _take_out(graph: ir.Graph, chain: _Chain) -> QuantizedTensor:
 
 
 def _float_clip(graph: ir.Graph, name: str, bounds: DroppedClip, source: ir.Value) -> ir.Node:
-    """Make the float Clip node that the exporter left out."""
+    """Make the float Clip node that the exporter left out.
+
+    Its bounds get the names that constants have in an exported structure: files that are written from the model that is
+    read are compared with those that were written first.
+    """
     inputs: list[ir.Value | None] = [source]
-    for key, bound in (("min", bounds.low), ("max", bounds.high)):
+    for position, bound in enumerate((bounds.low, bounds.high), start=1):
         if bound is None:
             inputs.append(None)
             continue
-        if f"{name}/{key}" in graph.initializers:
-            raise ValidationError(f"the name {name}/{key} is taken", where=name)
-        tensor = ir.Tensor(np.array(bound, np.float32), name=f"{name}/{key}")
+        wanted = constant_name(name, position)
+        if wanted in graph.initializers:
+            raise ValidationError(f"the name {wanted} is taken", where=name)
+        tensor = ir.Tensor(np.array(bound, np.float32), name=wanted)
         value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(()), const_value=tensor)
         graph.register_initializer(value)
         inputs.append(value)

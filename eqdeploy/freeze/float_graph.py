@@ -31,6 +31,7 @@ from eqdeploy.freeze.constant_shapes import make_shapes_constant
 from eqdeploy.freeze.group_norm import split_group_normalization
 from eqdeploy.freeze.markers import mark, remove_markers, translations
 from eqdeploy.network import NetworkDescription, OpKind
+from eqdeploy.quantized_model import constant_name
 from eqdeploy.supernet.inputs import positional
 from eqdeploy.supernet.layers import ElasticLayer, ElasticLinear
 from eqdeploy.supernet.modes import evaluation_mode
@@ -278,7 +279,7 @@ def _name_nodes(graph: ir.Graph, network: NetworkDescription, parameters: Collec
     for name, constant in list(graph.initializers.items()):
         if name not in parameters:
             use = next(iter(constant.uses()))
-            constant.name = f"{use.node.name}/input{use.idx}"
+            constant.name = constant_name(str(use.node.name), use.idx)
 
 
 def _strip(model: ir.Model) -> None:

@@ -22,6 +22,10 @@ from eqdeploy.supernet.supernet import Supernet
 _LARGEST_EXPONENT = 60.0
 #: How much larger the error on the samples may be than that of the best power of two, for float32 sums.
 _WORSE = 1.001
+#: The same for a search beside a few ranges, of which the search may miss the best by a little.
+_MISSED = 1.02
+#: Parts of the whole range of the samples that are tried beside the search.
+_PARTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2, 0.1)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,9 @@ def compare_encodings(
         info = supernet.network.tensor[tensor.tensor]
         text = _fault(held.encoding, tensor, [_ended(grid, info) for grid in grids])
         faults += [(tensor.tensor, text)] if text else []
+        if tensor.source is EncodingSource.CALIBRATED and not plan.power_of_two_scales:
+            text = _search_fault(grids[0], tensor, _pooled(plan, tensor.tensor, samples), _minimum(plan))
+            faults += [(tensor.tensor, text)] if text else []
         if held.float_readers != frozenset(tensor.float_readers):
             faults.append((tensor.tensor, "other operations read it in float than the plan says"))
     del counts[str(EncodingSource.NONE)]
@@ -109,6 +116,35 @@ def _fault(encoding: Encoding, tensor: TensorPlan, grids: list[_Grid]) -> str | 
         return f"is not stored as {None if form is None else form.key}"
     found = _Grid.of(encoding)
     return None if found in grids else f"is {found} instead of {' or '.join(map(str, grids))}"
+
+
+def _search_fault(grid: _Grid, tensor: TensorPlan, values: Tensor | None, minimum: float) -> str | None:
+    """Why a calibrated grid cannot be the best one, None if it can: plain ranges must not have a smaller error.
+
+    Calibration and this proof call the same search; here it is held against what needs none.
+    """
+    form = tensor.device
+    assert form is not None  # promised by the plan
+    assert values is not None  # calibrated tensors were sampled
+    if not bool(values.any()) or grid.scale <= minimum:
+        return None
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    errors = [_plain_grid(part * low, part * high, form).error(values) for part in _PARTS]
+    error, best = grid.error(values), min(errors)
+    if error <= _MISSED * best:
+        return None
+    ratio, part = error / max(best, 1e-300), _PARTS[errors.index(best)]
+    return f"its mean squared error is {ratio:.3g} times that of a scale for {part:g} of the range"
+
+
+def _plain_grid(low: float, high: float, form: Form) -> _Grid:
+    """The grid that just covers a range."""
+    if form.symmetry is Symmetry.SYMMETRIC:
+        scale = max(high / max(form.q_max, 1), -low / max(-form.q_min, 1), 2.0**-_LARGEST_EXPONENT)
+        return _Grid(scale, form.q_min, form.q_max)
+    scale = max((high - low) / (form.q_max - form.q_min), 2.0**-_LARGEST_EXPONENT)
+    zero_point = int(np.clip(np.rint(form.q_min - low / scale), form.q_min, form.q_max))
+    return _Grid(scale, form.q_min - zero_point, form.q_max - zero_point)
 
 
 def _wanted(supernet: Supernet, plan: DevicePlan, tensor: TensorPlan, samples: Mapping[str, Tensor]) -> list[_Grid]:

@@ -31,7 +31,7 @@ class LayerTarget:
         scale: Scale of the supernet's quantizer, float64, shape () or (channels of the axis,).
         gain: float64, shape (C,), C the output channels.
         shift: float64, shape (C,); the layer's own bias is part of it.
-        slack: What float64 arithmetic may have moved the shift by, shape (C,).
+        slack: What float64 arithmetic may have moved the shift by, shape (C,); 0 where it is the layer's own bias.
         has_bias: Whether a device needs a bias.
     """
 
@@ -106,7 +106,7 @@ def _affine(
     channels = layer.weight_shape[1] * layer.groups if layer.op is OpKind.CONV_TRANSPOSE else layer.weight_shape[0]
     own = torch.zeros(channels, dtype=torch.float64) if bias is None else bias.detach().double().cpu()
     if layer.batch_norm is None:
-        return np.ones(channels), own.numpy(), own.abs().numpy()
+        return np.ones(channels), own.numpy(), np.zeros(channels)  # nothing was computed
     norm = in_double(supernet.graph_module.get_submodule(layer.batch_norm))
     # As many axes as the tensor itself has: torch's BatchNorm1d and 2d insist on it.
     rank = len(supernet.network.tensor[layer.output_tensor].shape) + 1

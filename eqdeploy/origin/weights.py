@@ -244,7 +244,9 @@ def _integer_bias(
         return ["the bias does not have the grid s_x · s_w"]
     scale = wanted.astype(np.float64)
     distance = np.abs(bias.codes * scale - target.shift)
-    wrong = distance > 0.5 * scale * (1 + _ROUNDOFF) + target.slack
+    # Half-way between two integers the rule decides, half to even; after arithmetic it is open what is half-way.
+    tied = (target.slack == 0) & (bias.codes != np.rint(target.shift / scale))
+    wrong = (distance > 0.5 * scale * (1 + _ROUNDOFF) + target.slack) | (tied & (distance <= 0.5 * scale))
     if wrong.any():
         worst = int(np.argmax(distance / scale))
         steps = float((distance / scale).reshape(-1)[worst])

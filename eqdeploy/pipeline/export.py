@@ -23,6 +23,7 @@ from eqdeploy.pipeline.exporter_rules import require_exporter, require_plan
 from eqdeploy.pipeline.file_checks import check_files, write_model_files
 from eqdeploy.pipeline.origin import prove_frozen
 from eqdeploy.pipeline.proof import MODEL_FILE, Subject, Yardstick, prove
+from eqdeploy.pipeline.remarks import remarks_on
 from eqdeploy.pipeline.search import Finding, check_options, check_problem, find_subnet
 from eqdeploy.pipeline.search_files import SEARCH_FOLDER
 from eqdeploy.pipeline.sources import (
@@ -69,6 +70,7 @@ class _Source:
     float_network: FloatNetwork
     float_answers: Answers
     findings: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def export_profiles(request: ExportRequest, progress: Progress) -> tuple[ExportResult, ...]:
@@ -169,8 +171,9 @@ def _source(
     checkpoint = loaded.checkpoint
     network = float_network(checkpoint, images.calibration, request.seed, progress)
     answers = answer(FLOAT, network.classifier, images.held_out, checkpoint.preprocessing, progress)
+    remarks = remarks_on(images, answers, checkpoint.metadata, progress)
     costs = count_costs(checkpoint.supernet)
-    return _Source(request, loaded, images, graph, costs, network, answers, findings)
+    return _Source(request, loaded, images, graph, costs, network, answers, findings, remarks)
 
 
 def _export(source: _Source, target: _Target, progress: Progress) -> ExportResult:
@@ -237,7 +240,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
             operators=proof.operators,
             files=checked,
             calibration=calibration_summary(choice, images, loaded.probes, source.findings),
-            notes=model.notes,
+            notes=(*model.notes, *source.remarks),
         )
         write_report(folder, report)
         write_manifest(folder, provenance)

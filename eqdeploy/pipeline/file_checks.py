@@ -14,8 +14,8 @@ from pathlib import Path
 from eqdeploy.artifact_folders import MANIFEST_FILE
 from eqdeploy.encoding_table import write_encodings
 from eqdeploy.errors import ValidationError
+from eqdeploy.exporters.comparison import same_model
 from eqdeploy.exporters.contract import export_checked, get_exporter
-from eqdeploy.exporters.files import EXTERNAL_DATA_THRESHOLD, load_proto
 from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.files import temporary_folder
 from eqdeploy.json_file import read_json
@@ -115,24 +115,9 @@ def _same(name: str, directory: Path, again: Path) -> str:
         raise ValidationError("is missing", where=str(found))
     if filecmp.cmp(found, expected, shallow=False):
         return _WRITTEN_AGAIN.format("bytes")
-    if found.suffix == ".onnx" and _same_model(found, expected):
+    if found.suffix == ".onnx" and same_model(found, expected):
         return _WRITTEN_AGAIN.format("model, its constants in another order")
     raise ValidationError("is not what the model in model.onnx gives", where=str(found), hint="export it again")
-
-
-def _same_model(found: Path, expected: Path) -> bool:
-    """Whether two ONNX files differ only in the order of their constants and of the values that they describe."""
-    if max(path.stat().st_size for path in (found, expected)) > EXTERNAL_DATA_THRESHOLD:
-        return False
-    contents: list[bytes] = []
-    for path in (found, expected):
-        model = load_proto(path)
-        for entries in (model.graph.initializer, model.graph.value_info):
-            ordered = sorted(entries, key=lambda entry: entry.name)
-            del entries[:]
-            entries.extend(ordered)
-        contents.append(model.SerializeToString(deterministic=True))
-    return contents[0] == contents[1]
 
 
 def _search_rows(directory: Path, present: set[str], profile: DeviceProfile, subnet: SubnetConfig) -> Iterator[FileRow]:

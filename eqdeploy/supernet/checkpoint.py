@@ -36,6 +36,8 @@ from eqdeploy.supernet.supernet import Supernet
 
 #: All metadata is one JSON document under this key: safetensors does not keep the order of several keys.
 METADATA_KEY = "eqdeploy"
+#: Key of the provenance under which stands the accuracy of the float network that the supernet holds, 0 to 1.
+SUPERNET_FLOAT_ACCURACY = "supernet_float_accuracy"
 _MAXIMUM_METADATA = 1 << 20
 _MAXIMUM_LISTED = 5
 #: Values of one input, far more than any image has: what a file asks for is allocated before it is understood.

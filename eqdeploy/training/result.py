@@ -14,7 +14,12 @@ from eqdeploy.data.inputs import InputPreprocessing
 from eqdeploy.data.labelled import LabelledImages
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.data.statistics import DataStatistics
-from eqdeploy.supernet.checkpoint import ArchitectureReference, metadata_of, save_checkpoint
+from eqdeploy.supernet.checkpoint import (
+    SUPERNET_FLOAT_ACCURACY,
+    ArchitectureReference,
+    metadata_of,
+    save_checkpoint,
+)
 from eqdeploy.supernet.inference import InferenceNetwork
 from eqdeploy.supernet.inputs import Inputs
 from eqdeploy.supernet.probes import Probes
@@ -100,7 +105,7 @@ def write_checkpoint(
             "data_digest": images.digest,
             **({} if start_digest is None else {"weights_digest": start_digest}),
             **({} if float_accuracy is None else {FLOAT_ACCURACY: float_accuracy}),
-            **({} if evaluation is None else {"supernet_float_accuracy": evaluation.float_accuracy}),
+            **({} if evaluation is None else {SUPERNET_FLOAT_ACCURACY: evaluation.float_accuracy}),
             **({} if config.loss is None else {"loss": config.loss}),
             "torch": torch.__version__,
         },

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from eqdeploy.errors import ProfileError, ValidationError
+from eqdeploy.exporters.comparison import same_model
 from eqdeploy.exporters.contract import export_checked, get_exporter
+from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.plan import BiasFormat
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form, Granularity, Symmetry
-from eqdeploy.quantized_model import QuantizedModel
+from eqdeploy.quantized_model import QuantizedModel, constant_name
 from eqdeploy.testing import ModelBuilder, SampleForms, sample_model
 from tests.contract.networks import ASYMMETRIC, NETWORKS, SIGNED
 
@@ -73,6 +75,21 @@ def test_relu6_keeps_the_whole_grid_and_its_clip(tmp_path: Path) -> None:
     assert "Clip" in {node.op_type for node in written.graph.node}
     recovered = SNPE.read(tmp_path).activations["depthwise_relu6"]
     assert recovered.q_max == encoding.q_max
+
+
+def test_the_proof_model_gives_the_same_float_model_again(tmp_path: Path) -> None:
+    """A ReLU6 whose Clip the proof model leaves out comes back under the names of an exported structure."""
+    builder = ModelBuilder(ASYMMETRIC)
+    builder.layer("conv", "Conv", builder.encode(builder.input("x", 3, 4, 4)), (4, 3, 1, 1), kernel_shape=[1, 1])
+    bounds = [builder.constant(constant_name("relu6", place), bound) for place, bound in ((1, 0.0), (2, 2.0))]
+    builder.encode(builder.node("relu6", "Clip", ["conv", *bounds]), non_negative=True, upper_bound=2.0)
+    folders = tmp_path / "first", tmp_path / "again"
+    for folder in folders:
+        folder.mkdir()
+    export(builder.build("relu6"), folders[0])
+    assert "relu6" not in {node.name for node in onnx.load(folders[0] / "model.onnx").graph.node}
+    export(read_model(folders[0] / "model.onnx"), folders[1])
+    assert same_model(*(folder / "snpe/model.onnx" for folder in folders))
 
 
 def test_per_channel_weights_get_one_entry_for_each_channel(tmp_path: Path) -> None:
