@@ -21,15 +21,10 @@ from eqdeploy.network import ElasticSpace
 from eqdeploy.profile import load_profile, shipped_profiles
 from eqdeploy.resolve import resolve
 from eqdeploy.supernet.supernet import Supernet
-from eqdeploy.validation.differences import Kind
 from eqdeploy.validation.parity import LevelParity, ParityVerdict, check_parity
 from eqdeploy.validation.runtime import Level
 from eqdeploy.validation.static import check_static
 from eqdeploy.zoo import build
-
-#: Network and profile whose parity fails, rightly by its bounds: in MobileNetV2 with random weights the biases that the
-#: runtime rounds in front of signed activations grow, through a dozen blocks, to 5.5 steps where 5.2 are accepted.
-LOUD = ("mobilenet_v2", "tensorrt")
 
 #: Image shape and arguments that keep each architecture quick; the structure stays that of the full size.
 NETWORKS: Mapping[str, tuple[tuple[int, int, int], Mapping[str, object]]] = {
@@ -72,15 +67,7 @@ def test_every_profile_is_proved(name: str, tmp_path: Path) -> None:
         static = check_static(model, folder / "model.onnx")
         assert static.passed, f"{profile_name}: {static.summary}"
         parity = check_parity(model, folder / "model.onnx", images[:2].numpy(), levels=(Level.DISABLED, Level.ALL))
-        if (name, profile_name) == LOUD:
-            assert "add up to 5." in parity.summary  # a narrower bound, or another problem, would show here
-            for level in parity.levels:
-                assert Kind.UNEXPLAINED not in level.total.kinds, parity.summary
-                assert level.outputs_explained, parity.summary
-                assert not level.saturated, parity.summary
-            assert not parity.batch_dependent, parity.summary
-        else:
-            assert parity.verdict is not ParityVerdict.FAILED, f"{profile_name}: {parity.summary}"
+        assert parity.verdict is not ParityVerdict.FAILED, f"{profile_name}: {parity.summary}"
         if profile_name in FUSED_PROFILES:
             assert_fused(parity.level(Level.ALL), profile_name, has_transposed="decoder" in name)
 
