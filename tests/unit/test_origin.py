@@ -26,6 +26,7 @@ from eqdeploy.origin.repeated import calibration_digest, compare_repeated
 from eqdeploy.origin.statistics import CalibrationEvidence
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile_loading import load_profile
+from eqdeploy.quant import initialize
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel, QuantizedParameter
 from eqdeploy.resolve import resolve
@@ -142,6 +143,51 @@ def test_truncated_biases_are_caught(monkeypatch: pytest.MonkeyPatch, profile: s
 
     monkeypatch.setattr(freeze, "_integer_bias", planted)
     assert "biases" in failed(proved(plan_for(profile)))
+
+
+def test_a_bias_half_way_between_two_integers_goes_to_the_even_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_for("onnxruntime-x86")
+    supernet = prepared()[0]
+    plain = [layer.name for layer in supernet.network.layers if layer.batch_norm is None]
+    biases = {name: supernet.graph_module.get_submodule(name).bias for name in plain}
+    name, bias = next((name, bias) for name, bias in biases.items() if isinstance(bias, Tensor))
+    before = bias.detach().clone()
+    calibrated(plan)
+    grid = torch.from_numpy(frozen(plan)[0].parameters[f"{name}.bias"].encoding.scale)
+    original = freeze._integer_bias
+
+    def half_up(name: str, weight: Encoding, shift: Any, source: Encoding, layer: Any) -> QuantizedParameter:
+        held = original(name, weight, shift, source, layer)
+        steps = shift / held.encoding.scale.astype(np.float64)
+        return replace(held, codes=np.floor(steps + 0.5).astype(np.int32))
+
+    with torch.no_grad():
+        try:
+            bias.copy_(grid / 2)
+            calibration = calibrated(plan)
+            assert proved(plan, calibration=calibration).passed
+            monkeypatch.setattr(freeze, "_integer_bias", half_up)
+            assert failed(proved(plan, calibration=calibration)) == {"biases"}
+        finally:
+            bias.copy_(before)
+
+
+@pytest.mark.parametrize("change", [lambda s, z: (2 * s, z), lambda s, z: (s, z + 6)], ids=["twice", "zero-point"])
+def test_a_search_that_does_not_find_the_best_range_is_caught(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> None:
+    """Calibration and proof call the same search, so that it must be held against something else."""
+    plan = plan_for("onnxruntime-x86")
+    calibration = calibrated(plan)
+    original = initialize._search_asymmetric
+
+    def planted(best: initialize._Best, *arguments: Any) -> None:
+        original(best, *arguments)
+        scale, zero_point = change(best.scale, best.zero_point)
+        best.scale, best.zero_point = scale, zero_point.clip(best.form.q_min, best.form.q_max)
+
+    monkeypatch.setattr(initialize, "_search_asymmetric", planted)
+    assert failed(proved(plan, calibration=calibration)) == {"encodings"}
 
 
 def first_encoding(model: QuantizedModel, change: Callable[[Encoding], Encoding]) -> QuantizedModel:
