@@ -105,7 +105,7 @@ def sharing(networks: Iterable[Network]) -> Iterator[None]:
     graphs = {name: export.export_float_graph(copy.deepcopy(held.checkpoint.supernet)) for name, held in loaded.items()}
     layers = {tuple(held.checkpoint.supernet.network.layer): name for name, held in loaded.items()}
 
-    def copied(reference: str, model: str | None) -> LoadedSupernet:
+    def copied(reference: str, *_: Any) -> LoadedSupernet:
         held = copy.deepcopy(loaded[reference])
         check_probes(held.checkpoint, where=reference)
         return held

@@ -51,6 +51,7 @@ from faults_planted import graph_fault, one_code
 from eqdeploy.calibration import batch_norm, choice, ranges
 from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.exporters import onnx_qdq, qdq_graph
+from eqdeploy.exporters.metadata import DroppedClip
 from eqdeploy.freeze import folding, freeze
 from eqdeploy.pipeline import export, file_checks, proof, sources, subnets
 from eqdeploy.quant import encoding as encodings_module
@@ -73,6 +74,10 @@ def _graph(name: str, change: Callable[[onnx.GraphProto], None], profile: str = 
 
 _PLAIN = ((subnets, "choose_statistics", plain_statistics),)
 _BLIND = ((file_checks, "export_checked", believing),)
+
+
+_CLIPS_DROPPED = ((qdq_graph, "_needless_clip", lambda _: lambda value, encoding: DroppedClip(low=0.0, high=6.0)
+                   if value.name == "relu6" else None),)  # fmt: skip
 
 
 def _writer(name: str, change: Callable[[Any], Any]) -> Planted:
@@ -158,7 +163,7 @@ CONSTRUCTS: tuple[Planted, ...] = (
     _writer("zero-point of the other storage written",
             activation("mix_norm", zero_point=lambda e: np.asarray((int(e.zero_point) + 128) % 256, np.int32))),
     _planted("integer Clip ends late", "writing", onnx_qdq, "build_qdq",
-             written(activation("relu6", q_max=lambda _: 255))),
+             written(activation("relu6", q_max=lambda _: 255)), also=_CLIPS_DROPPED),
     _writer("one weight off by one written",
             parameter("mix.weight", lambda p: replace(p, codes=one_code(p.codes)))),
     _writer("weight written transposed",
