@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Parts of the library; each imports only from those before it, at the top of a file or inside a function.
 LAYERS = (
-    ("artifact_folders", "errors", "progress", "requests", "text"),
+    ("text",),
+    ("artifact_folders", "errors", "progress", "requests"),
     ("files",),
     ("json_file", "large_models"),
     ("yaml_file", "manifest", "inspection"),
