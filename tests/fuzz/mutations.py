@@ -10,7 +10,7 @@ import json
 import random
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
@@ -133,12 +133,15 @@ def mutate_value(value: Any, source: random.Random) -> Any:
     return value
 
 
-def _places(value: Any) -> Any:
-    """Every container in plain data with every key or index that it has."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in list(items):
-        yield value, key
-        yield from _places(part)
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container in plain data, however deeply nested, with every key or index that it has."""
+    pending = [value]
+    while pending:
+        holder = pending.pop()
+        items = holder.items() if isinstance(holder, dict) else enumerate(holder) if isinstance(holder, list) else ()
+        for key, part in items:
+            yield holder, key
+            pending.append(part)
 
 
 def _copied(value: Any) -> Any:
