@@ -23,6 +23,7 @@ def test_any_input_is_accepted_or_refused(name: str, tmp_path: Path) -> None:
     with bounded():
         outcomes = {seed: judge(target, path, content) for seed, content in seeds.items()}
         assert not [outcome for outcome in outcomes.values() if isinstance(outcome, Finding)]
+        # After a change of a format: python -m tests.fuzz.seeds
         assert any(outcome is True for outcome in outcomes.values()), outcomes
         for index in range(target.mutations):
             content = target.mutate(source.choice(list(seeds.values())), source)
