@@ -41,18 +41,16 @@ from eqdeploy.validation.reference.integer import IntegerReference
 from eqdeploy.zoo import build
 
 #: Images that distances are measured on, and images that supernets are calibrated on.
-_IMAGES, _CALIBRATION_IMAGES = 16, 512
+_IMAGES, _CALIBRATION_IMAGES = 8, 512
 
-_GRANULARITIES = ("per_channel", "per_tensor")
+_GRANULARITIES = ("per_channel",)
 
 #: Shapes that keep each architecture of the zoo quick.
 _ZOO: Mapping[str, tuple[int, int, int]] = {
     "decoder": (3, 16, 16),
     "densenet-small": (3, 16, 16),
-    "efficientnet_b0": (3, 32, 32),
     "mlp": (1, 8, 8),
     "mobilenet_v2": (3, 32, 32),
-    "resnet18": (3, 32, 32),
 }
 
 Break = Callable[[QuantizedModel], QuantizedModel]
