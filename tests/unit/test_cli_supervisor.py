@@ -22,11 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Runs ``work`` under supervision; a child that is deaf blocks signals, as ONNX Runtime does for as long as it runs.
 PROGRAM = """
 import os, signal, sys, tempfile, time
+from eqdeploy.cli import supervisor
 from eqdeploy.cli.endings import exit_code_of, failure_of
 from eqdeploy.cli.signs_of_life import ReportedProgress
 from eqdeploy.cli.supervisor import raise_once, supervise
 from eqdeploy.files import temporary_folder
 from eqdeploy.progress import SilentProgress
+
+supervisor.GRACE_SECONDS = {grace}
 
 def deaf():
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
@@ -41,6 +44,7 @@ def work(signs):
     try:
         return {body}
     except KeyboardInterrupt:
+        time.sleep(0.3)
         print("cleaned up", flush=True)
         return 130
 
@@ -60,10 +64,10 @@ sys.exit(failure.exit_code if failure else exit_code_of(ending))
 
 
 @contextmanager
-def started(body: str) -> Iterator[subprocess.Popen[str]]:
+def started(body: str, *, grace: float = 20.0) -> Iterator[subprocess.Popen[str]]:
     """A supervised process that does what the expression says."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.replace("{body}", body)],
+        [sys.executable, "-c", PROGRAM.replace("{body}", body).replace("{grace}", str(grace))],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
@@ -128,7 +132,7 @@ def test_a_signal_to_both_is_followed_once() -> None:
     ("number", "code", "told"), [(signal.SIGINT, 130, "error: interrupted"), (signal.SIGTERM, 143, "told")]
 )
 def test_a_child_that_does_not_listen_is_killed(number: int, code: int, told: str) -> None:
-    with started("deaf() or ready() or sleep()") as process:
+    with started("deaf() or ready() or sleep()", grace=1000) as process:
         child = child_of(process)
         process.send_signal(number)
         time.sleep(0.2)
@@ -138,7 +142,7 @@ def test_a_child_that_does_not_listen_is_killed(number: int, code: int, told: st
 
 
 def test_a_child_that_does_not_listen_is_killed_after_a_grace() -> None:
-    with started("deaf() or ready() or sleep()") as process:
+    with started("deaf() or ready() or sleep()", grace=0.5) as process:
         child = child_of(process)
         process.send_signal(signal.SIGTERM)
         assert outcome(process) == (143, ["told"])
@@ -159,7 +163,7 @@ def test_a_silent_child_is_ended_with_the_stage_that_it_was_in() -> None:
         "[(folder := temporary_folder()), print(folder.name), working(signs, 0.3).stage('running x').__enter__(),"
         " deaf(), sleep()]"
     )
-    with started(body) as process:
+    with started(body, grace=0.5) as process:
         code, lines = outcome(process)
     assert code == LimitError.exit_code
     assert lines[1:] == [
@@ -214,7 +218,7 @@ def test_ctrl_c_stays_ignored_in_a_job_in_the_background_and_termination_does_no
     ignored = (
         "import signal\nfor number in (signal.SIGINT, signal.SIGTERM):\n    signal.signal(number, signal.SIG_IGN)\n"
     )
-    program = ignored + PROGRAM.replace("{body}", "ready() or sleep()")
+    program = ignored + PROGRAM.replace("{body}", "ready() or sleep()").replace("{grace}", "20")
     with subprocess.Popen(
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
     ) as process:
