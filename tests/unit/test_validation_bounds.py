@@ -15,10 +15,12 @@ from eqdeploy.plan import BiasFormat
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.testing import ModelBuilder, SampleForms, sample_model
+from eqdeploy.validation import parity
 from eqdeploy.validation.bounds import bias_rounding_steps, rounded_biases, saturated_layer
-from eqdeploy.validation.differences import Kind, TensorDifferences
-from eqdeploy.validation.parity import LevelParity, ParityVerdict, check_parity
+from eqdeploy.validation.differences import Examiner, Kind, TensorDifferences
+from eqdeploy.validation.parity import LevelParity, ParityReport, ParityVerdict, check_parity
 from eqdeploy.validation.reference.graph import Graph
+from eqdeploy.validation.reference.integer import IntegerReference
 from eqdeploy.validation.runtime import Exposure, Level
 
 IMAGES = np.random.default_rng(0).normal(0, 1.5, (16, 3, 8, 8)).astype(np.float32)
@@ -81,6 +83,20 @@ def test_rounding_a_bias_moves_codes_by_no_more_than_its_grid_allows(tmp_path: P
     assert bounds["stem_relu"] == int(grid["stem"] / float(graph.encodings["stem_relu"].scale) * 1.001 + 1e-3) + 1
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_rounded_bias_explains_no_code_that_it_does_not_give(steps: int) -> None:
+    """One step is within what rounding may do; that it was done must still follow from the rounded bias."""
+    reference = IntegerReference(sample_model(FLOAT_BIAS))
+    expected = reference.run(IMAGES[:2]).codes
+    moved = np.minimum(expected["stem_relu"].astype(np.int32) + steps, 255).astype(np.uint8)
+    observed = reference.follow(IMAGES[:2], {"stem_relu": moved}).codes | {"stem_relu": moved}
+    found = Examiner(reference).compare(IMAGES[:2], expected, observed, [])
+    kinds = found["stem_relu"].kinds
+    assert kinds[Kind.UNEXPLAINED] > 0.9 * found["stem_relu"].differing
+    others = {kind for name, tensor in found.items() if name != "stem_relu" for kind in tensor.kinds}
+    assert others <= {Kind.PROPAGATED}
+
+
 def level_of(tensors: dict[str, TensorDifferences], *, decisions: int = 0, differing: int = 0) -> LevelParity:
     return LevelParity(Level.ALL, tensors, Exposure.MODEL, decisions, differing, 0.0, True, None)
 
@@ -126,3 +142,31 @@ def test_single_images_are_compared_at_every_level(tmp_path: Path) -> None:
     assert set(document["levels"]) == {str(level) for level in Level}
     codes = {level.level: level.total.codes for level in report.singles}
     assert all(count * 8 == report.level(level).total.codes for level, count in codes.items())
+
+
+def test_every_batch_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output that does not follow from the codes in the first batch is not made good by the second."""
+    model = sample_model()
+    OnnxQdqExporter().export(model, tmp_path, {})
+    monkeypatch.setattr(parity, "BATCH_IMAGES", 8)
+    monkeypatch.setattr(Examiner, "output_is_explained", lambda _, images, *__: not np.array_equal(images, IMAGES[:8]))
+    report = check_parity(model, tmp_path / "model.onnx", IMAGES, levels=(Level.DISABLED,))
+    assert report.verdict is ParityVerdict.FAILED
+    assert "outputs do not follow" in report.summary
+
+
+def test_decisions_of_all_batches_are_counted() -> None:
+    tally = parity._Tally(frozenset(), 0.75)
+    scores = np.eye(4, dtype=np.float32)
+    for output in (np.roll(scores, 1, 0), scores):
+        tally._add_decisions(scores, output)
+    assert (tally.decisions, tally.decisions_differing) == (8, 4)
+
+
+def test_a_failure_of_single_images_fails_the_whole() -> None:
+    good = level_of({"t": TensorDifferences(10, 0, {}, 0)})
+    bad = level_of({"t": TensorDifferences(10, 1, {Kind.UNEXPLAINED: 1}, 1, allowed=10.0)})
+    assert ParityReport(1, 1, (good,), 1, (good,)).verdict is ParityVerdict.IDENTICAL
+    report = ParityReport(1, 1, (good,), 1, (bad,))
+    assert report.verdict is ParityVerdict.FAILED
+    assert report.summary.startswith("one image at a time: ")

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from eqdeploy.testing import sample_model
+from eqdeploy.testing import ModelBuilder, sample_model
 from eqdeploy.validation.noise import decibels, expected_noise, rounding_noise
 from eqdeploy.validation.reference.graph import Graph
 
@@ -54,3 +54,10 @@ def test_noise_grows_along_the_network() -> None:
     assert min(noise.values()) == noise[first]
     # An output has passed a weight and an activation more than any input of its layer.
     assert noise[graph.output_names[0]] > max(rounding_noise(encoding.bits) for encoding in graph.encodings.values())
+
+
+def test_a_product_adds_up_what_its_factors_carry() -> None:
+    builder = ModelBuilder()
+    x = builder.encode(builder.input("x", 3))
+    builder.layer("y", "Gemm", x, (4, 3), transB=1)
+    assert expected_noise(Graph.of(builder.build("y")))["y"] == pytest.approx(2 * rounding_noise(8))
