@@ -71,7 +71,6 @@ def main() -> None:
     _put("training-log", "log.jsonl", _LOG.encode())
     _put("latency-table", "latency.csv", _LATENCY.encode())
     _put("onnx", "model.onnx", (GOLDEN / "onnx_qdq" / "model.onnx").read_bytes())
-    _put("tensorrt-model", "model.onnx", (GOLDEN / "tensorrt" / "tensorrt" / "model.onnx").read_bytes())
     _put("tensorrt-qdq", "model.onnx", (GOLDEN / "tensorrt" / "model.onnx").read_bytes())
     _put("calibration-cache", "calibration.cache", (GOLDEN / "tensorrt/tensorrt/calibration.cache").read_bytes())
     _put("aimet-encodings", "model.encodings", (GOLDEN / "snpe" / "snpe" / "model.encodings").read_bytes())

@@ -212,13 +212,6 @@ TARGETS: dict[str, Target] = {
         mutations.mutate_onnx,
         mutations=30,
     ),
-    "tensorrt-model": Target(
-        "tensorrt/model.onnx",
-        _read_exported("tensorrt", 1),
-        mutations.mutate_onnx,
-        _copy_golden("tensorrt"),
-        mutations=30,
-    ),
     "tensorrt-qdq": Target(
         "model.onnx",
         _read_exported("tensorrt", 0),
