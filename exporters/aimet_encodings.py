@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
-import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from eqdeploy import __version__
 from eqdeploy.errors import ValidationError
+from eqdeploy.exporters.float_sidecar import Grid, SideFile
 from eqdeploy.json_file import refuse_repeated_keys
-from eqdeploy.quant.encoding import Encoding
 
 VERSION: Literal["0.6.1"] = "0.6.1"
 
@@ -74,46 +73,39 @@ class AimetFile(_Model):
     producer: Producer
 
 
-def encode(encoding: Encoding) -> list[AimetEncoding]:
-    """Write an encoding as the list of entries that the format wants.
+def encode(grid: Grid) -> list[AimetEncoding]:
+    """Write an unsigned grid as the list of entries that the format wants.
 
     ``min`` and ``max`` span all 2^b codes even where the encoding's own range ends earlier (a narrow weight, an
     activation behind ReLU6): SNPE computes its step as (max − min) / (2^b − 1), so a shorter span would be another
     scale. As products of a float32 scale with an integer below 2^16 they are exact in JSON's float64.
     """
-    grid = encoding.stored_as(signed=False)
     last_code = (1 << grid.bits) - 1
-    symmetric = bool(np.all(grid.zero_point == 1 << (grid.bits - 1)))
-    entries = []
-    for scale, zero_point in zip(grid.scale.reshape(-1).tolist(), grid.zero_point.reshape(-1).tolist(), strict=True):
-        entries.append(
-            AimetEncoding(
-                bitwidth=grid.bits,
-                dtype="int",
-                is_symmetric="True" if symmetric else "False",
-                max=scale * (last_code - zero_point),
-                min=scale * -zero_point,
-                offset=-zero_point,
-                scale=scale,
-            )
+    return [
+        AimetEncoding(
+            bitwidth=grid.bits,
+            dtype="int",
+            is_symmetric="True" if grid.is_symmetric else "False",
+            max=scale * (last_code - zero_point),
+            min=scale * -zero_point,
+            offset=-zero_point,
+            scale=scale,
         )
-    return entries
+        for scale, zero_point in zip(grid.scales, grid.zero_points, strict=True)
+    ]
 
 
-def decode(entries: list[AimetEncoding], *, axis: int | None, name: str) -> Encoding:
-    """Read the entries of one tensor as an unsigned encoding over the whole range of its width.
+def decode(entries: list[AimetEncoding], *, name: str) -> Grid:
+    """Read the entries of one tensor as an unsigned grid.
 
     Args:
         entries: One entry, or one for each channel.
-        axis: Channel axis of a per-channel tensor.
         name: Tensor name for messages.
 
     Raises:
-        ValidationError: If the entries contradict themselves or each other, or a scale is no float32.
+        ValidationError: If the entries contradict themselves or each other.
     """
     first = entries[0]
-    if axis is None and len(entries) != 1:
-        raise ValidationError(f"{len(entries)} entries for a tensor with one scale", where=name)
     last_code = (1 << first.bitwidth) - 1
     for entry in entries:
         if (entry.bitwidth, entry.is_symmetric) != (first.bitwidth, first.is_symmetric):
@@ -122,53 +114,53 @@ def decode(entries: list[AimetEncoding], *, axis: int | None, name: str) -> Enco
             raise ValidationError("min and max are not scale * offset and scale * (offset + 2^b - 1)", where=name)
         if entry.offset < -last_code:
             raise ValidationError(f"offset {entry.offset} lies outside the {entry.bitwidth}-bit range", where=name)
-    scales = np.array([entry.scale for entry in entries])
-    with np.errstate(over="ignore"):
-        exact = scales.astype(np.float32)
-    if not np.array_equal(exact.astype(np.float64), scales):
-        raise ValidationError("a scale is not a float32 number", where=name)
-    offsets = np.array([entry.offset for entry in entries])
-    if (first.is_symmetric == "True") != bool(np.all(offsets == -(1 << (first.bitwidth - 1)))):
+    grid = Grid(
+        scales=tuple(entry.scale for entry in entries),
+        zero_points=tuple(-entry.offset for entry in entries),
+        bits=first.bitwidth,
+        signed=False,
+        per_channel=len(entries) > 1,
+    )
+    if (first.is_symmetric == "True") != grid.is_symmetric:
         raise ValidationError(f"is_symmetric is {first.is_symmetric} but offset is {first.offset}", where=name)
-    shape = () if axis is None else (len(entries),)
-    try:
-        return Encoding(
-            scale=exact.reshape(shape),
-            zero_point=(-offsets).astype(np.int32).reshape(shape),
-            q_min=0,
-            q_max=last_code,
-            bits=first.bitwidth,
-            signed=False,
-            axis=axis,
-        )
-    except ValueError as error:
-        raise ValidationError(str(error), where=name) from error
+    return grid
 
 
-def to_json(activations: dict[str, Encoding], parameters: dict[str, Encoding]) -> str:
+def to_json(side_file: SideFile) -> str:
     """Write a whole file, tensors in alphabetical order.
 
     Args:
-        activations: Encodings by ONNX tensor name.
-        parameters: Encodings by initializer name, without biases.
+        side_file: Unsigned grids of activations and weights.
     """
-    symmetric = all(entry.is_symmetric == "True" for encoding in parameters.values() for entry in encode(encoding))
-    per_channel = any(encoding.axis is not None for encoding in parameters.values())
+    activations, weights = side_file.activations, side_file.weights
+    symmetric = all(grid.is_symmetric for grid in weights.values())
     document = AimetFile(
         version=VERSION,
         activation_encodings={name: encode(activations[name]) for name in sorted(activations)},
-        param_encodings={name: encode(parameters[name]) for name in sorted(parameters)},
+        param_encodings={name: encode(weights[name]) for name in sorted(weights)},
         quantizer_args=QuantizerArguments(
-            activation_bitwidth=max((encoding.bits for encoding in activations.values()), default=8),
+            activation_bitwidth=max((grid.bits for grid in activations.values()), default=8),
             dtype="int",
             is_symmetric="True" if symmetric else "False",
-            param_bitwidth=max((encoding.bits for encoding in parameters.values()), default=8),
-            per_channel_quantization="True" if per_channel else "False",
+            param_bitwidth=max((grid.bits for grid in weights.values()), default=8),
+            per_channel_quantization="True" if any(grid.per_channel for grid in weights.values()) else "False",
             quant_scheme="post_training_tf",
         ),
         producer=Producer(package="eqdeploy", version=__version__),
     )
     return json.dumps(document.model_dump(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def side_file(document: AimetFile) -> SideFile:
+    """Read the entries of all tensors.
+
+    Raises:
+        ValidationError: If an entry contradicts itself; names the tensor.
+    """
+    return SideFile(
+        activations={name: decode(entries, name=name) for name, entries in document.activation_encodings.items()},
+        weights={name: decode(entries, name=name) for name, entries in document.param_encodings.items()},
+    )
 
 
 def from_json(text: str, where: str) -> AimetFile:

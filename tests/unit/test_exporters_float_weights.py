@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from eqdeploy.errors import ValidationError
 from eqdeploy.exporters import aimet_encodings
+from eqdeploy.exporters.float_sidecar import Grid, SideFile
 from eqdeploy.exporters.model_checks import SMALLEST_SCALE, check_encoding
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form, Granularity, Symmetry
@@ -52,6 +53,19 @@ def encodings(draw: st.DrawFn) -> Encoding:
     )
 
 
+def written(activations: dict[str, Encoding], weights: dict[str, Encoding]) -> str:
+    """An encodings file."""
+    grids = [
+        {name: Grid.of(encoding, signed=False) for name, encoding in part.items()} for part in (activations, weights)
+    ]
+    return aimet_encodings.to_json(SideFile(*grids))
+
+
+def read_back(text: str, *, axis: int | None) -> Encoding:
+    """The encoding of ``w`` in an encodings file."""
+    return aimet_encodings.side_file(aimet_encodings.from_json(text, "file")).weights["w"].encoding(axis, "w")
+
+
 def all_codes(encoding: Encoding) -> np.ndarray:
     """Every code of the range, in each of three columns."""
     return np.repeat(np.arange(encoding.q_min, encoding.q_max + 1, dtype=np.int32)[:, None], 3, axis=1)
@@ -69,10 +83,10 @@ def test_dequantized_weights_quantize_to_their_own_codes(encoding: Encoding) -> 
 @given(encodings())
 @settings(max_examples=300, deadline=None)
 def test_encodings_survive_aimet_json(encoding: Encoding) -> None:
-    text = aimet_encodings.to_json({}, {"w": encoding})
+    text = written({}, {"w": encoding})
     entries = aimet_encodings.from_json(text, "file").param_encodings["w"]
     assert all(entry.offset <= 0 and entry.min <= 0 <= entry.max for entry in entries)
-    grid = aimet_encodings.decode(entries, axis=encoding.axis, name="w")
+    grid = read_back(text, axis=encoding.axis)
     stored = grid.stored_as(signed=encoding.signed)
     np.testing.assert_array_equal(stored.scale.view(np.uint32), encoding.scale.view(np.uint32))
     np.testing.assert_array_equal(stored.zero_point, encoding.zero_point)
@@ -87,7 +101,7 @@ def test_encodings_survive_aimet_json(encoding: Encoding) -> None:
 def test_symmetry_is_a_string_and_offsets_are_not_positive() -> None:
     symmetric = Encoding.per_tensor(0.5, 0, -127, 127, 8, signed=True)
     free = Encoding.per_tensor(0.25, 114, 0, 255, 8, signed=False)
-    document = json.loads(aimet_encodings.to_json({"a": free}, {"w": symmetric}))
+    document = json.loads(written({"a": free}, {"w": symmetric}))
     assert document["version"] == "0.6.1"
     assert document["activation_encodings"]["a"] == [
         {
@@ -138,16 +152,14 @@ def entry(**changes: object) -> dict[str, object]:
     ],
 )
 def test_wrong_entries_are_refused(changes: dict[str, object], message: str) -> None:
-    good = json.loads(aimet_encodings.to_json({}, {"w": Encoding.per_tensor(0.5, 0, 0, 255, 8, signed=False)}))
+    good = json.loads(written({}, {"w": Encoding.per_tensor(0.5, 0, 0, 255, 8, signed=False)}))
     good["param_encodings"]["w"] = [entry(**changes)]
     with pytest.raises(ValidationError, match=message):
-        aimet_encodings.decode(
-            aimet_encodings.from_json(json.dumps(good), "file").param_encodings["w"], axis=None, name="w"
-        )
+        read_back(json.dumps(good), axis=None)
 
 
 def test_not_a_number_in_json_is_refused() -> None:
-    text = aimet_encodings.to_json({}, {"w": Encoding.per_tensor(0.5, 0, 0, 255, 8, signed=False)})
+    text = written({}, {"w": Encoding.per_tensor(0.5, 0, 0, 255, 8, signed=False)})
     with pytest.raises(ValidationError, match="scale"):
         aimet_encodings.from_json(text.replace('"scale": 0.5', '"scale": NaN'), "file")
 

@@ -150,8 +150,8 @@ def scales_on_the_input_channels() -> QuantizedModel:
     [
         (NETWORKS["float_reader"], "add: sum would read the float value"),
         (narrow_activation, r"stem_relu: nothing in the network keeps its codes inside \[0, 200\]"),
-        (bias_without_input_encoding, r"stem\.bias: an SNPE bias counts in units of"),
-        (scales_on_the_input_channels, r"conv\.weight: has its scales on axis 1; .* mean axis 0"),
+        (bias_without_input_encoding, r"stem\.bias: an integer bias of SNPE counts in units of"),
+        (scales_on_the_input_channels, r"conv\.weight: has its scales on axis 1; .* means axis 0"),
     ],
 )
 def test_what_the_format_cannot_say_is_refused(
