@@ -39,10 +39,9 @@ def write_model(model: ir.Model, directory: Path, name: str, *, external_data_th
     """
     model.producer_name, model.producer_version = "eqdeploy", __version__
     path = directory / name
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if size < external_data_threshold:
+        if tensor_bytes(model) < external_data_threshold:
             proto = ir.to_proto(model)
             checker.check_model(proto, full_check=True)
             path.write_bytes(proto.SerializeToString(deterministic=True))
@@ -55,6 +54,11 @@ def write_model(model: ir.Model, directory: Path, name: str, *, external_data_th
     except OSError as error:
         raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
     return name, (Path(name).parent / data).as_posix()
+
+
+def tensor_bytes(model: ir.Model) -> int:
+    """Bytes of all constants of a model."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
 def write_text(text: str, directory: Path, name: str) -> str:

@@ -5,7 +5,8 @@ SNPE and QNN, NCNN, RKNN, MNN and Ascend take a network this way: a float model 
 which words its side file puts a :class:`Grid`:
 
 * :class:`SideFileRules` refuses plans and models that such a format cannot hold;
-* :func:`float_model` makes the float network, the real values of the integers in place of its weights;
+* :func:`float_model` makes the float network, the real values of the integers in place of its weights, and
+  :func:`write_float_model` writes it;
 * :class:`SideFile` has the grid of each tensor that belongs into the side file;
 * :func:`eqdeploy.exporters.float_sidecar_reader.read_float_model` recovers every integer from the two files.
 
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from eqdeploy.errors import ProfileError, ValidationError
+from eqdeploy.exporters.files import tensor_bytes, write_model
 from eqdeploy.exporters.float_graph import (
     bounds_before_quantization,
     expected_bias_scales,
@@ -279,8 +282,7 @@ def float_model(model: QuantizedModel, opset: int | None = None) -> ir.Model:
     """The float network with weights and biases that are exactly the real values of the integers.
 
     Tensors, nodes and initializers keep the names that the model gives them. Widths, ranges and axes, for which side
-    files have no words, go into the metadata (:mod:`eqdeploy.exporters.metadata`), where readers check them. Write it
-    with :func:`eqdeploy.exporters.files.write_model`.
+    files have no words, go into the metadata (:mod:`eqdeploy.exporters.metadata`), where readers check them.
 
     Args:
         model: The frozen network; it is left unchanged.
@@ -303,3 +305,31 @@ def float_model(model: QuantizedModel, opset: int | None = None) -> ir.Model:
         network.graph.initializers[name].const_value = ir.Tensor(array, name=name)
     attach_facts(network, facts_of(model))
     return network
+
+
+def write_float_model(
+    network: ir.Model, directory: Path, name: str, *, external_data_threshold: int
+) -> tuple[str, ...]:
+    """Check a float network completely and write it; see :func:`eqdeploy.exporters.files.write_model`.
+
+    The model that is read back has its constants in another order. In one file that is no difference; beside it, the
+    order decides which bytes stand where, so constants that move out are sorted by name.
+
+    Args:
+        network: The network; its constants may be put into another order.
+        directory: Root of the export.
+        name: Path of the file relative to it.
+        external_data_threshold: Bytes of tensor data from which on the tensors go to ``<name>.data``.
+
+    Returns:
+        Paths of the files written, relative to ``directory``.
+
+    Raises:
+        ValidationError: If the ONNX checker or shape inference finds a fault.
+        OutputError: If a file cannot be written.
+    """
+    if tensor_bytes(network) >= external_data_threshold:
+        initializers = network.graph.initializers
+        for key in sorted(initializers):
+            network.graph.register_initializer(initializers.pop(key))
+    return write_model(network, directory, name, external_data_threshold=external_data_threshold)

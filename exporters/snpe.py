@@ -15,8 +15,8 @@ from pydantic import Field
 
 from eqdeploy.exporters import aimet_encodings
 from eqdeploy.exporters.contract import RecoveredEncodings, check_round_trip
-from eqdeploy.exporters.files import read_text, write_model, write_text
-from eqdeploy.exporters.float_sidecar import SideFile, SideFileRules, float_model
+from eqdeploy.exporters.files import read_text, write_text
+from eqdeploy.exporters.float_sidecar import SideFile, SideFileRules, float_model, write_float_model
 from eqdeploy.exporters.float_sidecar_reader import check_same_network, read_float_model
 from eqdeploy.exporters.onnx_qdq import MODEL_FILE, OnnxQdqOptions, write_qdq_model
 from eqdeploy.exporters.opset import OPSETS
@@ -74,7 +74,7 @@ class SnpeExporter:
         _rules(parsed).check_model(model)
         network = float_model(model, parsed.float_opset)
         files = write_qdq_model(model, directory, parsed)
-        files += write_model(network, directory, FLOAT_FILE, external_data_threshold=threshold)
+        files += write_float_model(network, directory, FLOAT_FILE, external_data_threshold=threshold)
         return (
             *files,
             write_text(aimet_encodings.to_json(SideFile.of(model, signed=False)), directory, ENCODINGS_FILE),

@@ -20,6 +20,7 @@ from eqdeploy.errors import ProfileError, ValidationError
 from eqdeploy.exporters.contract import RecoveredEncodings
 from eqdeploy.exporters.files import read_text, write_model, write_text
 from eqdeploy.exporters.float_graph import bounds_before_quantization, implied, to_ir, weight_channel_axis
+from eqdeploy.exporters.float_sidecar import write_float_model
 from eqdeploy.exporters.metadata import attach_facts, facts_of
 from eqdeploy.exporters.model_checks import check_model
 from eqdeploy.exporters.onnx_qdq import MODEL_FILE
@@ -93,7 +94,7 @@ class TensorRtExporter:
         files = write_model(qdq.model, directory, MODEL_FILE, external_data_threshold=threshold)
         if cache is not None:
             float_model = float_ir(model, parsed.opset)
-            files += write_model(float_model, directory, FLOAT_FILE, external_data_threshold=threshold)
+            files += write_float_model(float_model, directory, FLOAT_FILE, external_data_threshold=threshold)
             files += (write_text(cache, directory, CACHE_FILE),)
         return files
 

@@ -10,6 +10,7 @@ import pytest
 
 from eqdeploy.errors import ValidationError
 from eqdeploy.exporters.contract import Exporter, RecoveredEncodings, get_exporter
+from eqdeploy.exporters.files import write_text
 from eqdeploy.plan import BiasFormat
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 from eqdeploy.quantized_model import QuantizedModel
@@ -80,6 +81,11 @@ class TestTensorRtCalibrationCache(TestTensorRt):
         return {"calibration_cache": True, "opset": 17}
 
 
+class TestTensorRtCalibrationCacheExternalData(TestTensorRt):
+    def make_options(self) -> Mapping[str, object]:
+        return {"calibration_cache": True, "external_data_threshold": 1000}
+
+
 class _Careless:
     """An exporter whose reader takes every tensor for 8 bits."""
 
@@ -104,6 +110,21 @@ def test_the_contract_fails_an_exporter_that_loses_widths(tmp_path: Path) -> Non
 
     with pytest.raises(ValidationError, match="bits is 4 in the model and 8 in the files"):
         Careless().test_every_encoding_survives(tmp_path)
+
+
+def test_the_contract_fails_an_exporter_that_writes_what_the_file_does_not_hold(tmp_path: Path) -> None:
+    class Talkative(_Careless):
+        def export(self, model: QuantizedModel, directory: Path, options: Mapping[str, object]) -> tuple[str, ...]:
+            reasons = write_text("".join(model.reasons.values()), directory, "reasons.txt")
+            return (*super().export(model, directory, options), reasons)
+
+    class Contract(TestOnnxQdq):
+        def make_exporter(self) -> Exporter:
+            return Talkative()
+
+    Contract().test_same_model_gives_same_bytes(tmp_path)
+    with pytest.raises(AssertionError, match=r"reasons\.txt is another one"):
+        Contract().test_the_model_read_back_gives_the_same_files(tmp_path)
 
 
 def test_the_contract_fails_an_exporter_that_hides_a_file(tmp_path: Path) -> None:
