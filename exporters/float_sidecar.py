@@ -65,7 +65,7 @@ class Grid:
     Attributes:
         scales: One scale, or one for each output channel; float32 numbers.
         zero_points: As many zero-points.
-        bits: Width of the codes.
+        bits: Width of the codes, 1 to 32; :meth:`encoding` refuses others.
         signed: Whether the codes are signed.
         per_channel: Whether scales are those of channels, also where there is only one.
     """
@@ -96,7 +96,7 @@ class Grid:
     @property
     def is_symmetric(self) -> bool:
         """Whether every zero-point is the middle of the codes: 0, or ``2^(bits-1)`` of unsigned ones."""
-        middle = 0 if self.signed else 1 << (self.bits - 1)
+        middle = 0 if self.signed else 1 << max(self.bits - 1, 0)
         return all(zero_point == middle for zero_point in self.zero_points)
 
     def encoding(self, axis: int | None, name: str) -> Encoding:
