@@ -6,6 +6,7 @@ Both are optional: ``pip install 'eqdeploy[conformance]'``.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from eqdeploy.exporters.contract import export_checked, get_exporter
+from eqdeploy.exporters.contract import Exporter, export_checked, get_exporter
 from eqdeploy.plan import BiasFormat
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.testing import ModelBuilder, SampleForms, sample_model
+from tests.contract.documented import EXPORTER, documented_files
 from tests.contract.networks import ASYMMETRIC, LOW_BITS, NETWORKS, SIGNED
 from tests.contract.runtime import image, session, simulate
 
@@ -121,19 +123,40 @@ def four_bits() -> QuantizedModel:
     return sample_model(forms)
 
 
+def documented_exporter() -> Exporter:
+    """The exporter of docs/adding-an-exporter.md, whose files are encodings of version 1.0.0."""
+    namespace: dict[str, Any] = {"__name__": "eqdeploy_qnn"}
+    exec(compile(documented_files()[EXPORTER], EXPORTER, "exec", dont_inherit=True), namespace)
+    exporter: Exporter = namespace["QnnExporter"]()
+    return exporter
+
+
+def snpe() -> Exporter:
+    return get_exporter("snpe")
+
+
 @pytest.mark.parametrize(
-    ("make", "opset"), [(lambda: sample_model(ASYMMETRIC), None), (per_channel, None), (four_bits, 21)]
+    ("exporter", "make", "options"),
+    [
+        (snpe, lambda: sample_model(ASYMMETRIC), {}),
+        (snpe, per_channel, {}),
+        (snpe, four_bits, {"float_opset": 21}),
+        (documented_exporter, lambda: sample_model(ASYMMETRIC), {}),
+        (documented_exporter, per_channel, {}),
+        (documented_exporter, four_bits, {}),
+    ],
 )
-def test_aimet_rebuilds_the_same_network(make: Any, opset: int | None, tmp_path: Path) -> None:
+def test_aimet_rebuilds_the_same_network(
+    exporter: Callable[[], Exporter], make: Callable[[], QuantizedModel], options: dict[str, object], tmp_path: Path
+) -> None:
     """AIMET's converter turns float model and encodings into a QDQ model of its own; outputs agree exactly."""
     quantsim = optional("aimet_onnx.quantsim")
     model = make()
-    export_checked(get_exporter("snpe"), model, tmp_path, {"float_opset": opset} if opset else {})
+    files = export_checked(exporter(), model, tmp_path, options)
+    encodings = next(tmp_path / name for name in files if name.endswith(".encodings"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rebuilt = quantsim.encodings_to_onnx_qdq(
-            str(tmp_path / "snpe/model.onnx"), str(tmp_path / "snpe/model.encodings")
-        )
+        rebuilt = quantsim.encodings_to_onnx_qdq(str(encodings.with_suffix(".onnx")), str(encodings))
     rebuilt.ir_version = min(rebuilt.ir_version, 10)
     feeds = image(model, batch=4)
     _, reals = simulate(model, feeds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,21 +14,9 @@ import pytest
 
 from eqdeploy.errors import ProfileError
 from eqdeploy.testing import ExporterContract
+from tests.contract.documented import EXPORTER, PACKAGING, PAGE, PROFILE, TESTS, documented_files
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "adding-an-exporter.md").read_text(encoding="utf-8")
-
-EXPORTER, TESTS, PACKAGING, PROFILE = (
-    "eqdeploy-qnn/eqdeploy_qnn.py",
-    "eqdeploy-qnn/test_eqdeploy_qnn.py",
-    "eqdeploy-qnn/pyproject.toml",
-    "qnn-htp.yaml",
-)
-
-
-def documented_files() -> dict[str, str]:
-    """Files on the page: each stands below a line with its name."""
-    return dict(re.findall(r"^`([\w./-]+)`:\n\n```\w+\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE))
 
 
 @dataclass(frozen=True)
