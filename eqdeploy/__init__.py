@@ -1,8 +1,44 @@
-"""Train one elastic quantized network, then ship a proven model to every device from it."""
+"""Train one elastic quantized network, then ship a proven model to every device from it.
+
+What a program or a notebook needs is here, and is loaded when it is first used; ``docs/api.md`` describes it.
+"""
 
 import os as _os  # loaded before any folder is on the path, as ``eqdeploy.__main__`` needs it; pathlib is not
 
+TYPE_CHECKING = False  # type checkers know this name; importing it from typing would take as long as all of the rest
+if TYPE_CHECKING:
+    from eqdeploy.api import (
+        EqDeployError,
+        Gates,
+        SearchOptions,
+        convert_float,
+        evaluate,
+        export,
+        load_supernet,
+        open_artifact,
+        resolve_profile,
+        search_subnet,
+        train,
+        validate,
+    )
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "EqDeployError",
+    "Gates",
+    "SearchOptions",
+    "__version__",
+    "convert_float",
+    "evaluate",
+    "export",
+    "load_supernet",
+    "open_artifact",
+    "resolve_profile",
+    "search_subnet",
+    "train",
+    "validate",
+]
 
 # In a source checkout exporters/ and profiles/ sit beside this package; in a wheel they are inside it.
 _root = _os.path.dirname(_os.path.dirname(_os.path.realpath(__file__)))
@@ -10,3 +46,21 @@ if _os.path.isfile(_os.path.join(_root, "pyproject.toml")) and not _os.path.exis
     _os.path.join(_root, "eqdeploy", "exporters")
 ):
     __path__.append(_root)
+
+
+if not TYPE_CHECKING:  # for a type checker a name that is not there would be an object
+
+    def __getattr__(name: str) -> object:
+        """Load a public name when it is first used."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from eqdeploy import api
+
+        value: object = getattr(api, name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """The public names; submodules are imported, not found here."""
+    return sorted(__all__)

@@ -7,6 +7,8 @@ the model files.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,22 @@ from eqdeploy.quantized_model import QuantizedModel
 
 ENCODINGS_FILE = "encodings.json"
 _SCHEMA = 2
+_MAXIMUM_BITS = 64
+_SECTIONS = ("activations", "parameters", "constants", "nodes")
 _MAXIMUM_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """Every encoding of an artifact.
+
+    Attributes:
+        activations: Encoding of each quantized tensor by name.
+        parameters: Encoding of each weight and of each integer bias by name.
+    """
+
+    activations: Mapping[str, Encoding]
+    parameters: Mapping[str, Encoding]
 
 
 def encoding_table(model: QuantizedModel) -> dict[str, Any]:
@@ -66,19 +83,68 @@ def check_encodings(directory: Path, model: QuantizedModel) -> None:
         ValidationError: If the file is missing or damaged, or an entry differs; names the first one.
     """
     path = directory / ENCODINGS_FILE
-    stored = read_json(path, _MAXIMUM_BYTES, ValidationError)
     expected = encoding_table(model)
+    for section, table in _read_table(path).items():
+        for name in (*expected[section], *table):
+            if table.get(name) != expected[section].get(name):
+                raise ValidationError("the model file and the table of encodings disagree", where=f"{path}: {name}")
+
+
+def read_encodings(directory: Path) -> Encodings:
+    """Read the encodings of an artifact; nothing is compared with the model file.
+
+    Raises:
+        ValidationError: If the file is missing or damaged.
+    """
+    path = directory / ENCODINGS_FILE
+    table = _read_table(path)
+    return Encodings(
+        *(
+            {name: _encoding(entry, f"{path}: {name}") for name, entry in table[section].items()}
+            for section in ("activations", "parameters")
+        )
+    )
+
+
+def _read_table(path: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a file.
+
+    Raises:
+        ValidationError: If it is missing, damaged or of another schema.
+    """
+    stored = read_json(path, _MAXIMUM_BYTES, ValidationError)
     if not isinstance(stored, dict) or stored.get("schema") != _SCHEMA:
         raise ValidationError(
             f"not a table of encodings of schema {_SCHEMA}", where=str(path), hint="export the artifact again"
         )
-    for section in ("activations", "parameters", "constants", "nodes"):
-        table = stored.get(section)
-        if not isinstance(table, dict):
+    for section in _SECTIONS:
+        if not isinstance(stored.get(section), dict):
             raise ValidationError(f"has no {section}", where=str(path))
-        for name in (*expected[section], *table):
-            if table.get(name) != expected[section].get(name):
-                raise ValidationError("the model file and the table of encodings disagree", where=f"{path}: {name}")
+    return {section: stored[section] for section in _SECTIONS}
+
+
+def _encoding(entry: Any, where: str) -> Encoding:
+    """The encoding that :func:`_plain` wrote.
+
+    Raises:
+        ValidationError: If it is none.
+    """
+    try:
+        scale, zero_point = (np.asarray(entry[key]) for key in ("scale", "zero_point"))
+        if scale.dtype.kind not in "if" or zero_point.dtype.kind != "i":
+            raise ValueError("scale and zero_point must hold numbers, the latter whole ones")
+        fields = {key: entry[key] for key in ("q_min", "q_max", "bits", "signed", "axis")}
+        if any(not isinstance(value, int | None) for value in fields.values()):
+            raise ValueError("a field is not a whole number")
+        if not 1 <= fields["bits"] <= _MAXIMUM_BITS:  # numbers of that many bits are about to be made
+            raise ValueError(f"bits must be 1 to {_MAXIMUM_BITS}, got {fields['bits']}")
+        narrowed = zero_point.astype(np.int32)
+        if not np.array_equal(narrowed, zero_point):
+            raise ValueError("a zero-point does not fit in 32 bits")
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which no scale may be
+            return Encoding(scale=scale.astype(np.float32), zero_point=narrowed, **fields)
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
+        raise ValidationError(f"not an encoding: {error}", where=where) from error
 
 
 def _plain(encoding: Encoding) -> dict[str, Any]:

@@ -6,8 +6,13 @@ A *reference* is a string that stands for a thing: the name of something that is
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+#: A function that makes the float model, a ``torch.nn.Module``: itself, or ``package.module:function``.
+ModelFactory = str | Callable[[], Any]
 
 #: Name of the supernet and of the data that are shipped and used when nothing else is asked for.
 DEFAULT_SUPERNET = "digits"
@@ -113,7 +118,7 @@ class SearchRequest:
         profile: Reference of the device profile.
         options: How to search.
         supernet: Reference of the checkpoint.
-        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        model: Makes the float model, when the checkpoint does not name a known one.
         data: Reference of labelled data; only its training images are used.
         output: Folder that receives the files; None for ``search/<profile>`` in ``workspace``.
         workspace: Folder of what several runs share.
@@ -126,7 +131,7 @@ class SearchRequest:
     profile: str
     options: SearchOptions = field(default_factory=SearchOptions)
     supernet: str = DEFAULT_SUPERNET
-    model: str | None = None
+    model: ModelFactory | None = None
     data: str = DEFAULT_DATA
     output: Path | None = None
     workspace: Path = DEFAULT_OUTPUT
@@ -142,7 +147,7 @@ class ExportRequest:
     Attributes:
         profiles: References of device profiles, at least one.
         supernet: Reference of the checkpoint.
-        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        model: Makes the float model, when the checkpoint does not name a known one.
         data: Reference of calibration images, which also give accuracy where they are labelled.
         output: Folder that receives one folder per profile.
         subnet: Subnet file that takes the place of the profile's own choice of bits.
@@ -160,7 +165,7 @@ class ExportRequest:
 
     profiles: tuple[str, ...]
     supernet: str = DEFAULT_SUPERNET
-    model: str | None = None
+    model: ModelFactory | None = None
     data: str = DEFAULT_DATA
     output: Path = DEFAULT_OUTPUT
     subnet: Path | None = None
@@ -182,13 +187,13 @@ class ResolveRequest:
     Attributes:
         profile: Reference of the device profile.
         supernet: Reference of the checkpoint.
-        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        model: Makes the float model, when the checkpoint does not name a known one.
         subnet: Subnet file that takes the place of the profile's own choice of bits.
     """
 
     profile: str
     supernet: str = DEFAULT_SUPERNET
-    model: str | None = None
+    model: ModelFactory | None = None
     subnet: Path | None = None
 
 
@@ -198,7 +203,7 @@ class ValidateRequest:
 
     Attributes:
         supernet: Reference of the checkpoint it was exported from; None for the one that the artifact names.
-        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        model: Makes the float model, when the checkpoint does not name a known one.
         data: Reference of the images; None for the data that the artifact names.
         gates: Limits on the accuracy.
         seed: Seed of every random choice.
@@ -208,7 +213,7 @@ class ValidateRequest:
     """
 
     supernet: str | None = None
-    model: str | None = None
+    model: ModelFactory | None = None
     data: str | None = None
     gates: Gates = field(default_factory=Gates)
     seed: int = 0
@@ -223,7 +228,7 @@ class EvaluateRequest:
     Attributes:
         target: Artifact folder or ONNX file to evaluate; None to evaluate the supernet.
         supernet: Reference of the checkpoint.
-        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        model: Makes the float model, when the checkpoint does not name a known one.
         data: Reference of labelled data.
         profile: Reference of the profile whose subnet is evaluated; None for the float model.
         subnet: Subnet file to evaluate instead.
@@ -236,7 +241,7 @@ class EvaluateRequest:
 
     target: Path | None = None
     supernet: str = DEFAULT_SUPERNET
-    model: str | None = None
+    model: ModelFactory | None = None
     data: str = DEFAULT_DATA
     profile: str | None = None
     subnet: Path | None = None
@@ -253,7 +258,7 @@ class TrainRequest:
     Attributes:
         configuration: Training configuration file, or the name of a shipped one.
         output: Folder that receives the checkpoint and the log.
-        model: ``package.module:factory`` that takes the place of the configuration's model.
+        model: Makes the float model, in the place of the configuration's.
         data: Reference of data that takes the place of the configuration's.
         loss: ``package.module:function`` that takes the place of the configuration's loss.
         seed: Seed that takes the place of the configuration's.
@@ -268,7 +273,7 @@ class TrainRequest:
 
     configuration: str
     output: Path
-    model: str | None = None
+    model: ModelFactory | None = None
     data: str | None = None
     loss: str | None = None
     seed: int | None = None
@@ -282,6 +287,28 @@ class TrainRequest:
 
 
 @dataclass(frozen=True)
+class ConvertRequest:
+    """Make a supernet of a float network without training.
+
+    Attributes:
+        output: File of the checkpoint.
+        data: Reference of calibration images; no labels are needed.
+        bits: Widths that scales are found for, and that a profile can ask for, ascending.
+        calibration_images: Largest number of images used for finding scales.
+        force: Whether an existing file may be replaced.
+        run_code: Whether ``data`` may be ``package.module:function``, which is imported and called. Only for what the
+            user names in this very call, never for what stands in a file.
+    """
+
+    output: Path
+    data: str = DEFAULT_DATA
+    bits: tuple[int, ...] = (8,)
+    calibration_images: int = 256
+    force: bool = False
+    run_code: bool = False
+
+
+@dataclass(frozen=True)
 class SampleRequest:
     """Measure subnets of a supernet.
 
@@ -289,7 +316,7 @@ class SampleRequest:
         output: Folder of the measurements; one that exists is gone on with.
         count: Number of subnets that it has to hold of the list that seed and forms determine.
         supernet: Reference of the checkpoint.
-        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        model: Makes the float model, when the checkpoint does not name a known one.
         data: Reference of labelled data; only its training images are used.
         images: Number of training images that subnets are judged on; None for 10,000 or all that there are.
         calibration_images: Number of other training images that BatchNorm is calibrated on; None for 1,024 or a
@@ -304,7 +331,7 @@ class SampleRequest:
     output: Path
     count: int
     supernet: str = DEFAULT_SUPERNET
-    model: str | None = None
+    model: ModelFactory | None = None
     data: str = DEFAULT_DATA
     images: int | None = None
     calibration_images: int | None = None
@@ -342,7 +369,7 @@ class LatencyRequest:
         output: Table of times.
         profile: Reference of the device profile, which gives the widths and the forms.
         supernet: Reference of the checkpoint.
-        model: ``package.module:factory`` of the float model, when the checkpoint does not name a known one.
+        model: Makes the float model, when the checkpoint does not name a known one.
         runs: Measurements of each layer.
         threads: Threads inside an operator.
         force: Whether an existing table may be replaced.
@@ -351,7 +378,7 @@ class LatencyRequest:
     output: Path
     profile: str
     supernet: str = DEFAULT_SUPERNET
-    model: str | None = None
+    model: ModelFactory | None = None
     runs: int = 50
     threads: int = 1
     force: bool = False

@@ -10,14 +10,15 @@ from typing import Any
 from eqdeploy.errors import EqDeployError
 from eqdeploy.float_share import FloatShare
 from eqdeploy.plan import DevicePlan
+from eqdeploy.readable import Readable, Summary
 from eqdeploy.report import ArtifactReport, PlanSummary
 from eqdeploy.search.agreement import Agreement, Interval
 from eqdeploy.search.outcome import SearchResult
 from eqdeploy.validation.accuracy import Accuracy
 
 
-@dataclass(frozen=True)
-class ExportResult:
+@dataclass(frozen=True, repr=False)
+class ExportResult(Readable):
     """One artifact that was written.
 
     Attributes:
@@ -30,14 +31,24 @@ class ExportResult:
     report: ArtifactReport
     search: SearchResult | None = None
 
+    @property
+    def failure(self) -> EqDeployError | None:
+        """The first level of its proof that failed, as an error to raise; None if none did."""
+        return self.report.failure()
+
+    def summary(self) -> Summary:
+        """Verdict and folder, and the levels of the proof."""
+        report = self.report.summary()
+        return Summary(f"{report.line}, in {self.directory}", report.columns, report.rows)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; without a search there is no such key."""
         document = {"directory": self.directory.as_posix(), "report": self.report.to_json()}
         return document if self.search is None else {**document, "search": self.search.to_json()}
 
 
-@dataclass(frozen=True)
-class ResolvedPlan:
+@dataclass(frozen=True, repr=False)
+class ResolvedPlan(Readable):
     """How one profile is resolved for one network.
 
     Attributes:
@@ -56,6 +67,17 @@ class ResolvedPlan:
     average_activation_bits: float
     float_share: FloatShare
 
+    def summary(self) -> Summary:
+        """Averages, and what every layer and tensor gets."""
+        line = (
+            f"{self.plan.profile} for {self.supernet}: weights {self.average_weight_bits:.2f} bits, "
+            f"activations {self.average_activation_bits:.2f} bits on average"
+        )
+        plan = PlanSummary.of(self.plan)
+        weights = ((f"{row.layer} (weight)", row.device, row.reason) for row in plan.weights)
+        tensors = ((row.tensor, row.device or "float", row.reason) for row in plan.tensors)
+        return Summary(line, ("tensor", "device", "reason"), (*weights, *tensors))
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; ``subnet`` alone is a subnet file."""
         return {
@@ -70,8 +92,8 @@ class ResolvedPlan:
         }
 
 
-@dataclass(frozen=True)
-class EvaluationResult:
+@dataclass(frozen=True, repr=False)
+class EvaluationResult(Readable):
     """Accuracy on labelled data.
 
     Attributes:
@@ -84,13 +106,19 @@ class EvaluationResult:
     rows: tuple[Accuracy, ...]
     failure: EqDeployError | None = None
 
+    def summary(self) -> Summary:
+        """The accuracies."""
+        shares = ", ".join(f"{row.name} {row.fraction:.2%}" for row in self.rows)
+        failure = "" if self.failure is None else f"; {self.failure}"
+        return Summary(f"{self.data}: {shares}{failure}", _ACCURACY, _accuracies(self.rows))
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {"data": self.data, "rows": [{"name": row.name, **row.to_json()} for row in self.rows]}
 
 
-@dataclass(frozen=True)
-class TrainingResult:
+@dataclass(frozen=True, repr=False)
+class TrainingResult(Readable):
     """A supernet that was trained.
 
     Attributes:
@@ -106,6 +134,11 @@ class TrainingResult:
     log: Path
     epochs: int
     rows: tuple[Accuracy, ...]
+
+    def summary(self) -> Summary:
+        """What was written, and the accuracies."""
+        line = f"{self.checkpoint or self.float_weights}: trained for {self.epochs} epochs"
+        return Summary(line, _ACCURACY if self.rows else (), _accuracies(self.rows))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -273,3 +306,12 @@ class LatencyResult:
 def _range(values: tuple[float, ...]) -> dict[str, float]:
     """Smallest, mean and largest of some numbers."""
     return {"lowest": min(values), "mean": sum(values) / len(values), "highest": max(values)}
+
+
+#: Columns of a table of accuracies.
+_ACCURACY = ("network", "top-1", "correct", "of")
+
+
+def _accuracies(rows: tuple[Accuracy, ...]) -> tuple[tuple[str, ...], ...]:
+    """Rows of such a table."""
+    return tuple((row.name, f"{row.fraction:.2%}", str(row.correct), str(row.images)) for row in rows)

@@ -15,7 +15,7 @@ from eqdeploy.pipeline.measuring import Measuring, load_training_images, measure
 from eqdeploy.pipeline.sample import sample
 from eqdeploy.pipeline.sources import LoadedSupernet, load_supernet, shipped_predictor
 from eqdeploy.progress import Progress
-from eqdeploy.requests import DEFAULT_SAMPLES, FitRequest, SampleRequest, SearchOptions
+from eqdeploy.requests import DEFAULT_SAMPLES, FitRequest, ModelFactory, SampleRequest, SearchOptions
 from eqdeploy.search.encoding import SubnetEncoding
 from eqdeploy.search.measurement import SubnetMeasurement
 from eqdeploy.search.outcome import MeasuredOn, PredictorRecord
@@ -46,7 +46,7 @@ class EvidenceSource:
 
     Attributes:
         supernet: Reference of the checkpoint.
-        model: ``package.module:factory`` of the float model.
+        model: Makes the float model.
         data: Reference of labelled data.
         run_code: Whether ``data`` may name a function to call.
         workspace: Folder of what several runs share.
@@ -54,7 +54,7 @@ class EvidenceSource:
     """
 
     supernet: str
-    model: str | None
+    model: ModelFactory | None
     data: str
     run_code: bool
     workspace: Path

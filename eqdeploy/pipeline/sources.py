@@ -14,6 +14,7 @@ from eqdeploy.data.references import DIGITS
 from eqdeploy.errors import CheckpointError, DataError, ProfileError
 from eqdeploy.json_file import read_json
 from eqdeploy.progress import Progress
+from eqdeploy.requests import ModelFactory
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.checkpoint import Checkpoint, checkpoint_digest, load_checkpoint
 from eqdeploy.yaml_file import suggest
@@ -103,12 +104,12 @@ def supernet_path(reference: str) -> Path:
     return path
 
 
-def load_supernet(reference: str, model: str | None, progress: Progress | None = None) -> LoadedSupernet:
+def load_supernet(reference: str, model: ModelFactory | None, progress: Progress | None = None) -> LoadedSupernet:
     """Load a supernet, and check that preprocessing and network give what they gave in training.
 
     Args:
         reference: Name of a shipped supernet or path of a checkpoint.
-        model: ``package.module:factory`` of the float model, where the user gives one.
+        model: Makes the float model, where the user gives one.
         progress: Who is told if the check is skipped because the checkpoint holds no probes.
 
     Raises:
@@ -144,12 +145,12 @@ def check_probes(checkpoint: Checkpoint, *, where: str) -> str:
     return f"{len(checkpoint.probes.inputs)} probes give the outputs that training saw"
 
 
-def load_float_model(loaded: LoadedSupernet, model: str | None) -> nn.Module:
+def load_float_model(loaded: LoadedSupernet, model: ModelFactory | None) -> nn.Module:
     """The float model that a supernet was made of, with fresh weights.
 
     Args:
         loaded: The supernet.
-        model: ``package.module:factory``, where the user gives one.
+        model: Makes the float model, where the user gives one.
 
     Raises:
         UsageError: If the factory cannot be used.

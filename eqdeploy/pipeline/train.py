@@ -13,7 +13,7 @@ from torch import nn
 from eqdeploy.errors import UsageError
 from eqdeploy.pipeline.sources import supernet_path
 from eqdeploy.progress import Progress
-from eqdeploy.requests import TrainRequest
+from eqdeploy.requests import ModelFactory, TrainRequest
 from eqdeploy.results import TrainingResult
 from eqdeploy.training.config import TrainingConfig
 from eqdeploy.training.observer import TrainingObserver
@@ -111,7 +111,7 @@ def _event_files(request: TrainRequest) -> TensorBoardLog | None:
     return TensorBoardLog(request.tensorboard, resume=request.resume, overwrite=request.force)
 
 
-def _own_model(reference: str, seed: int) -> nn.Module:
+def _own_model(reference: ModelFactory, seed: int) -> nn.Module:
     """Make the user's model with weights drawn from the run's seed; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

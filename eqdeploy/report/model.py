@@ -21,6 +21,7 @@ from eqdeploy.json_file import refuse_repeated_keys
 from eqdeploy.manifest import Provenance
 from eqdeploy.plan import BatchNormFolding, BiasFormat, Coverage, DevicePlan, EncodingSource
 from eqdeploy.quantized_model import FoldedLayer
+from eqdeploy.readable import Readable, Summary
 
 REPORT_FILE = "report.json"
 
@@ -282,7 +283,7 @@ LEVELS: Mapping[str, type[EqDeployError]] = {
 REQUIRED_LEVELS = ("static", "origin", "parity", "distance")
 
 
-class ArtifactReport(_Model):
+class ArtifactReport(Readable, _Model):
     """Everything about one artifact that a person or a program wants to know.
 
     Attributes:
@@ -342,6 +343,11 @@ class ArtifactReport(_Model):
                 title = "static checks" if name == "static" else name.replace("_", " ")
                 return LEVELS[name](level.summary, where=f"{self.provenance.profile}: {title}")
         return None
+
+    def summary(self) -> Summary:
+        """Verdict, and the levels of the proof."""
+        rows = tuple((name, str(level.status), level.summary) for name, level in self.levels.items())
+        return Summary(f"{self.provenance.profile}: {self.verdict}", ("level", "status", "outcome"), rows)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the verdict included; :meth:`from_json` reads it back."""

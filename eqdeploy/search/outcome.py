@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from eqdeploy.readable import Readable, Summary
 from eqdeploy.subnet import SubnetConfig
 
 SEARCH_FORMAT = "eqdeploy-search"
@@ -208,8 +209,8 @@ class SearchEvidence:
         }
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(Readable):
     """The subnet that a search chose.
 
     Attributes:
@@ -231,6 +232,13 @@ class SearchResult:
     layers: tuple[LayerWidths, ...]
     evidence: SearchEvidence | None
     directory: Path | None = None
+
+    def summary(self) -> Summary:
+        """Costs, and the widths of all layers."""
+        costs = ", ".join(f"{metric} {cost:.6g}" for metric, cost in self.costs.items())
+        line = f"{self.origin.profile} for {self.origin.supernet}: {costs}"
+        widths = ((row.layer, str(row.weight_bits), str(row.activation_bits)) for row in self.layers)
+        return Summary(line, ("layer", "weight bits", "input bits"), tuple(widths))
 
     def document(self) -> dict[str, Any]:
         """Content of ``search.json``: nothing of when and where it was written."""

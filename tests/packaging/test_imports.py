@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Parts of the library; each imports only from those before it, at the top of a file or inside a function.
 LAYERS = (
     ("text",),
-    ("artifact_folders", "errors", "progress", "requests"),
+    ("artifact_folders", "errors", "progress", "readable", "requests"),
     ("files",),
     ("json_file", "large_models"),
     ("yaml_file", "manifest", "inspection"),
@@ -45,7 +45,7 @@ LAYERS = (
     ("report",),
     ("results",),
     ("pipeline",),
-    ("cli",),
+    ("api", "cli"),
     ("__main__",),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
@@ -102,16 +102,17 @@ def loaded_by(statement: str, folder: Path) -> set[str]:
     return set(json.loads(done.stdout))
 
 
+#: What nobody waits for who does not use it.
+HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "rich", "yaml", "pydantic", "typer"}
+
+
 def test_the_package_itself_imports_nothing(tmp_path: Path) -> None:
-    assert not loaded_by("import eqdeploy", tmp_path) & {
-        "torch",
-        "onnx",
-        "onnxruntime",
-        "numpy",
-        "rich",
-        "yaml",
-        "pydantic",
-    }
+    added = loaded_by("import eqdeploy; dir(eqdeploy)", tmp_path) - loaded_by("import os", tmp_path)
+    assert added == {"eqdeploy"}
+
+
+def test_public_names_are_there_before_anything_heavy(tmp_path: Path) -> None:
+    assert not loaded_by("from eqdeploy import *; export, EqDeployError", tmp_path) & HEAVY
 
 
 @pytest.mark.parametrize("module", sorted(path.stem for path in (ROOT / "exporters").glob("*.py")))

@@ -53,6 +53,22 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
 
 
+def test_a_function_itself() -> None:
+    model = load_factory(lambda: nn.DataParallel(nn.Linear(2, 6)))
+    assert isinstance(model, nn.Linear)
+    assert model.out_features == 6
+
+
+def test_functions_that_make_no_model() -> None:
+    def makes_none() -> nn.Module:
+        return None  # type: ignore[return-value]
+
+    with pytest.raises(UsageError, match="makes_none: returned NoneType, not a torch.nn.Module"):
+        load_factory(makes_none)
+    with pytest.raises(UsageError, match="model: model is a Linear, not a function that makes a model"):
+        load_factory(nn.Linear(2, 3))
+
+
 def test_factory_in_the_working_directory() -> None:
     path = list(sys.path)
     model = load_factory("user_zoo.models:make")
