@@ -106,7 +106,8 @@ def _call(member: Any) -> str:
 def _signature(function: Callable[..., Any]) -> str:
     """The signature with one parameter on a line."""
     signature = inspect.signature(function)
-    lines, keywords = [], False
+    lines: list[str] = []
+    keywords = False
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not keywords:
             lines, keywords = [*lines, "    *,"], True
