@@ -3,8 +3,6 @@
 What a program or a notebook needs is here, and is loaded when it is first used; ``docs/api.md`` describes it.
 """
 
-import os as _os  # loaded before any folder is on the path, as ``eqdeploy.__main__`` needs it; pathlib is not
-
 TYPE_CHECKING = False  # type checkers know this name; importing it from typing would take as long as all of the rest
 if TYPE_CHECKING:
     from eqdeploy.api import (
@@ -39,14 +37,6 @@ __all__ = [
     "train",
     "validate",
 ]
-
-# In a source checkout exporters/ and profiles/ sit beside this package; in a wheel they are inside it.
-_root = _os.path.dirname(_os.path.dirname(_os.path.realpath(__file__)))
-if _os.path.isfile(_os.path.join(_root, "pyproject.toml")) and not _os.path.exists(
-    _os.path.join(_root, "eqdeploy", "exporters")
-):
-    __path__.append(_root)
-
 
 if not TYPE_CHECKING:  # for a type checker a name that is not there would be an object
 

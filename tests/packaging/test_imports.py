@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import eqdeploy
+
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Parts of the library; each imports only from those before it, at the top of a file or inside a function.
@@ -100,6 +102,13 @@ def loaded_by(statement: str, folder: Path) -> set[str]:
         check=True,
     )
     return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("name", ["exporters", "profiles"])
+def test_folders_at_the_top_are_part_of_the_package(name: str) -> None:
+    """Editors and type checkers follow a link; a path that is made at run time they do not see."""
+    assert (ROOT / "eqdeploy" / name).readlink() == Path("..", name)
+    assert list(eqdeploy.__path__) == [str(ROOT / "eqdeploy")]
 
 
 #: What nobody waits for who does not use it.

@@ -40,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("source") / "eqdeploy"
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("eqdeploy", "exporters", "profiles"):
-        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     target = tmp_path_factory.mktemp("wheel")
