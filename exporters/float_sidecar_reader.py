@@ -112,8 +112,6 @@ def _stored(name: str, grid: Encoding, facts: EncodingFacts) -> Encoding:
     if grid.bits != facts.bits:
         raise ValidationError(f"has {grid.bits} bits in the side file and {facts.bits} in the model", where=name)
     stored = grid.stored_as(signed=facts.signed)
-    if not stored.q_min <= facts.q_min <= facts.q_max <= stored.q_max:
-        raise ValidationError(f"range [{facts.q_min}, {facts.q_max}] leaves its width", where=name)
     try:
         return Encoding(
             stored.scale, stored.zero_point, facts.q_min, facts.q_max, stored.bits, stored.signed, stored.axis

@@ -28,11 +28,14 @@ from eqdeploy.exporters.float_sidecar import (
 from eqdeploy.exporters.metadata import read_facts
 from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.plan import BiasFormat
+from eqdeploy.profile import load_profile
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 from eqdeploy.quantized_model import QuantizedModel
+from eqdeploy.resolve import resolve
 from eqdeploy.testing import ModelBuilder, SampleForms, sample_model
 from tests.contract.networks import ASYMMETRIC, NETWORKS, SIGNED
+from tests.unit.network_support import squeeze_excite_network
 
 RULES = SideFileRules("the device")
 
@@ -177,6 +180,23 @@ def test_what_a_side_file_cannot_hold_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         rules.check_model(model())
+
+
+@pytest.mark.parametrize(
+    ("profile", "rules", "message"),
+    [
+        ("tensorrt", RULES, "silu: scaled would read the float value of an encoded tensor"),
+        ("snpe-dsp", replace(RULES, symmetric_weights=True), "set weights symmetry: symmetric"),
+        ("snpe-dsp", replace(RULES, symmetric_activations=True), "set activations symmetry: symmetric"),
+        ("snpe-dsp", replace(RULES, weight_bits=(1, 7)), r"weights\.bits: stem: has 8 bits; .* holds 1 to 7"),
+        ("snpe-dsp", replace(RULES, activation_bits=(9, 16)), r"activations\.bits: \w+: has 8 bits; .* holds 9 to 16"),
+    ],
+)
+def test_a_plan_is_refused_for_what_its_model_would_be(profile: str, rules: SideFileRules, message: str) -> None:
+    network = squeeze_excite_network()
+    RULES.check_plan(resolve(load_profile("snpe-dsp"), network))
+    with pytest.raises(ProfileError, match=message):
+        rules.check_plan(resolve(load_profile(profile), network))
 
 
 def test_a_symmetric_device_takes_symmetric_models() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,30 @@ def test_a_float_model_with_other_values_is_refused(
     array = numpy_helper.to_array(tensor).astype(value.dtype)
     array.reshape(-1)[0] = value
     tensor.CopyFrom(numpy_helper.from_array(array, name))
+    onnx.save(written, path)
+    with pytest.raises(ValidationError, match=message):
+        read_float_model(path, SideFile.of(model))
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "fact", "message"),
+    [
+        ("activations", "stem_relu", {"q_max": 100}, "stem_relu: nothing in the float model keeps its codes inside"),
+        ("activations", "stem_relu", {"q_max": 400}, r"stem_relu: the range \[0, 400\] does not fit in 8 bits"),
+        ("activations", "stem_relu", {"bits": 7, "q_max": 127}, "has 8 bits in the side file and 7 in the model"),
+        ("parameters", "pointwise.weight", {"axis": 1}, "has its scales on axis 1, its layer needs axis 0"),
+        ("parameters", "pointwise.weight", {"axis": None}, "8 entries for a tensor with one scale"),
+    ],
+)
+def test_metadata_that_the_graph_contradicts_are_refused(
+    section: str, name: str, fact: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    model = sample_model()
+    path = write(model, tmp_path)
+    written = onnx.load(path)
+    facts = json.loads(written.metadata_props[0].value)
+    facts[section][name].update(fact)
+    written.metadata_props[0].value = json.dumps(facts)
     onnx.save(written, path)
     with pytest.raises(ValidationError, match=message):
         read_float_model(path, SideFile.of(model))
