@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
+from onnx.external_data_helper import set_external_data
 
 import eqdeploy
 from eqdeploy.data import load_data
@@ -68,6 +71,20 @@ def test_nothing_of_the_folder_is_executed(artifact: Path, tmp_path: Path, monke
     opened = eqdeploy.open_artifact(".")
     opened.run(opened.preprocessing.example(1))
     assert not trap.exists()
+
+
+def test_data_outside_of_the_folder_are_not_read(artifact: Path) -> None:
+    """Whoever writes the model writes its manifest, too."""
+    model = onnx.load(artifact / "model.onnx")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.dims)
+    (artifact.parent / "secret").write_bytes(numpy_helper.to_array(tensor).tobytes())
+    set_external_data(tensor, "../secret")
+    tensor.ClearField("raw_data")
+    onnx.save(model, artifact / "model.onnx")
+    write_manifest(artifact, provenance(artifact))
+    opened = eqdeploy.open_artifact(artifact)
+    with pytest.raises(ValidationError, match=r"model\.onnx"):
+        opened.run(opened.preprocessing.example(1))
 
 
 def edited(artifact: Path, change: Callable[[dict[str, Any]], object]) -> None:
