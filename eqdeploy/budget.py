@@ -31,7 +31,7 @@ def average_bits(plan: DevicePlan, network: NetworkDescription) -> AverageBits:
     The width of a weight is that of its trained form: what a device stores more widely (a 4-bit weight in an int8
     container) still counts 4. An activation counts the width of its device form.
     """
-    weights = {layer.name: (plan.weight[layer.name].trained.bits, layer.parameters) for layer in network.layers}
+    weights = {layer.name: (plan.weight[layer.name].trained.bits, layer.parameters) for layer in network.weight_owners}
     activations = {
         tensor.merged_copy or tensor.tensor: (tensor.device.bits, network.tensor[tensor.tensor].elements)
         for tensor in plan.tensors

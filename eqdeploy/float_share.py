@@ -90,7 +90,7 @@ def float_share(
     names = sorted({*floats, *parameters}, key=lambda name: (-parameters.get(name, 0), -floats.get(name, 0), name))
     others = sum(parameters.values())
     return FloatShare(
-        parameters=sum(layer.parameters for layer in network.layers) + others,
+        parameters=sum(layer.parameters for layer in network.weight_owners) + others,
         float_parameters=others,
         macs=sum(macs.values()),
         float_macs=sum(floats.values()),

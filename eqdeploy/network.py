@@ -5,10 +5,12 @@ A description is made once from a traced model and is all that resolving a profi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
+from eqdeploy.errors import ProfileError
 from eqdeploy.quant.form import Form, Granularity, Symmetry
 
 
@@ -225,6 +227,7 @@ class LayerInfo:
         batch_norm: Module path of the BatchNorm that can be folded into it, if any.
         macs: Multiply-accumulate operations for one image.
         bias: Whether it has a bias of its own. On a device every layer with a folded BatchNorm has one.
+        shares_weight_with: Name of the first layer that has the same weight, None if it is the first itself.
     """
 
     name: str
@@ -237,6 +240,12 @@ class LayerInfo:
     batch_norm: str | None
     macs: int
     bias: bool = True
+    shares_weight_with: str | None = None
+
+    @property
+    def weight_owner(self) -> str:
+        """Name of the first layer that has this weight."""
+        return self.shares_weight_with or self.name
 
     @property
     def parameters(self) -> int:
@@ -252,7 +261,8 @@ class NetworkDescription:
     """Layers and tensors of a traced network, in order of execution.
 
     Attributes:
-        layers: Quantizable layers. The first and the last are the boundary layers.
+        layers: Quantizable layers, several for one weight that is used several times. The first and the last are the
+            boundary layers, and so are those that share a weight with one of them.
         tensors: All tensors, inputs first.
         space: Forms that the network is trained for.
     """
@@ -271,12 +281,54 @@ class NetworkDescription:
         """Tensors by name."""
         return {tensor.name: tensor for tensor in self.tensors}
 
+    @cached_property
+    def weight_owners(self) -> tuple[LayerInfo, ...]:
+        """The layers without those that share the weight of an earlier one."""
+        return tuple(layer for layer in self.layers if layer.shares_weight_with is None)
+
+    @cached_property
+    def uses(self) -> dict[str, tuple[str, ...]]:
+        """For each owner of a weight the names of all layers that have it, itself first."""
+        names: dict[str, tuple[str, ...]] = {}
+        for layer in self.layers:
+            names[layer.weight_owner] = (*names.get(layer.weight_owner, ()), layer.name)
+        return names
+
+    def with_owners_forms(self, weights: Mapping[str, Form]) -> tuple[tuple[str, Form], ...]:
+        """Forms of all layers by name, in network order; layers that share a weight have its owner's."""
+        return tuple((layer.name, weights[layer.weight_owner]) for layer in self.layers)
+
+    def refuse_different_forms(self, weights: Mapping[str, Form], *, where: str) -> None:
+        """Refuse two forms for one weight; layers that are missing are passed over.
+
+        Args:
+            weights: Forms by layer.
+            where: Where they stand, for the message.
+
+        Raises:
+            ProfileError: If layers that share a weight have different forms; names two of them.
+        """
+        for layer in self.layers:
+            own, owners = weights.get(layer.name), weights.get(layer.weight_owner)
+            if own is not None and owners is not None and own != owners:
+                raise ProfileError(
+                    f"layer {layer.name!r} has {own.key}, {layer.weight_owner!r} has {owners.key}, "
+                    "and they share one weight",
+                    where=where,
+                    hint="give both the same form",
+                )
+
+    @property
+    def _ends(self) -> tuple[LayerInfo, ...]:
+        """The first and the last layer."""
+        return (self.layers[0], self.layers[-1]) if self.layers else ()
+
     @property
     def boundary_layers(self) -> tuple[str, ...]:
-        """Names of the first and the last layer."""
-        return tuple(dict.fromkeys((self.layers[0].name, self.layers[-1].name))) if self.layers else ()
+        """Names of the first and the last layer, and of those that share a weight with one of them."""
+        return tuple(dict.fromkeys(name for layer in self._ends for name in self.uses[layer.weight_owner]))
 
     @property
     def boundary_tensors(self) -> tuple[str, ...]:
-        """Names of the tensors that the boundary layers read."""
-        return tuple(dict.fromkeys(self.layer[name].input_tensor for name in self.boundary_layers))
+        """Names of the tensors that the first and the last layer read."""
+        return tuple(dict.fromkeys(layer.input_tensor for layer in self._ends))

@@ -223,6 +223,7 @@ def _given_forms(network: NetworkDescription, subnet: SubnetConfig | None) -> tu
             parts = [f"missing {', '.join(missing)}"] if missing else []
             parts += [f"unexpected {', '.join(unexpected)}"] if unexpected else []
             raise ProfileError(f"does not fit this network: {'; '.join(parts)}", where=f"subnet: {what}")
+    network.refuse_different_forms(weights, where="subnet: weights")
     return weights, activations
 
 

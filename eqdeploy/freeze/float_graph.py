@@ -212,7 +212,11 @@ def _plain(module: nn.Module, *, with_bias: bool) -> nn.Module:
     plain = copy.copy(module)
     plain.__class__ = next(kind for kind in type(module).__mro__ if kind in ELASTIC_MODULES)
     plain._modules = {}
-    plain._parameters = dict(module._parameters)
+    # Parameters of its own: uses of one weight are different constants until they are known to be equal.
+    plain._parameters = {
+        name: None if value is None else nn.Parameter(value.detach(), requires_grad=False)
+        for name, value in module._parameters.items()
+    }
     if with_bias and plain._parameters["bias"] is None:
         channels = module.out_features if isinstance(module, ElasticLinear) else module.out_channels
         plain.bias = nn.Parameter(torch.zeros(channels))

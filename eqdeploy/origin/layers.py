@@ -14,7 +14,8 @@ from eqdeploy.network import LayerInfo, OpKind
 from eqdeploy.quant.form import Form
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.folded_norm import FoldedNorm
-from eqdeploy.supernet.supernet import Supernet, expand_channels
+from eqdeploy.supernet.shared_layers import expand_channels
+from eqdeploy.supernet.supernet import Supernet
 
 #: Relative error of float64 arithmetic in a few operations.
 DOUBLE_ROUNDING = 2.0**-40

@@ -102,6 +102,7 @@ def plan_weight(
         )
     folding, folding_reason = _folding(profile, layer, rule, space)
     reasons += [folding_reason, _scale_reason(profile, space, folding)]
+    reasons += [f"one weight with {layer.shares_weight_with}" if layer.shares_weight_with else ""]
     return WeightPlan(
         layer=layer.name,
         trained=trained,

@@ -142,7 +142,7 @@ class CostModel:
         return self._mean(
             [
                 (self._weights[layer.name], layer.parameters)
-                for layer in network.layers
+                for layer in network.weight_owners
                 if layer.name not in network.boundary_layers
             ]
         )

@@ -47,8 +47,9 @@ class Column(NamedTuple):
 class SubnetEncoding:
     """Turns subnets of a network into vectors of zeros and ones.
 
-    For every layer the width, the granularity and the symmetry of its weight, for every trained tensor the width and
-    the symmetry, each one-hot over what the supernet is trained for. What has a single choice has no column.
+    For every weight the width, the granularity and the symmetry, for every trained tensor the width and the symmetry,
+    each one-hot over what the supernet is trained for. What has a single choice has no column. A weight that several
+    layers share has the columns of the first.
 
     Attributes:
         layers: Names of the layers.
@@ -66,7 +67,7 @@ class SubnetEncoding:
         space = network.space
         trained = [tensor for tensor in network.tensors if tensor.trained]
         forms: dict[tuple[str, str], tuple[Form, ...]] = {}
-        forms |= {(WEIGHT, layer.name): space.weight_forms() for layer in network.layers}
+        forms |= {(WEIGHT, layer.name): space.weight_forms() for layer in network.weight_owners}
         forms |= {
             (ACTIVATION, tensor.name): space.activation_forms(non_negative=tensor.non_negative) for tensor in trained
         }

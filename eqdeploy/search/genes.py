@@ -33,7 +33,8 @@ class Gene:
 
     Attributes:
         role: Weight or activation.
-        names: The layer, or the tensors; the one whose encoding the others take stands first.
+        names: The layer, or all that share its weight; or the tensors. The one whose encoding the others take stands
+            first.
         forms: For each choice the trained form of each name.
         bits: Width on the device for each choice, ascending. A weight counts its trained width. An activation that is
             never negative has one bit more than its trained form where the device stores it signed and symmetric.
@@ -50,7 +51,7 @@ class Genes:
     """Everything about a network, decided or not.
 
     Attributes:
-        genes: One for each layer and for each set of trained tensors with one encoding, also where there is a single
+        genes: One for each weight and for each set of trained tensors with one encoding, also where there is a single
             choice; those of weights first.
         base: The profile's default forms.
     """
@@ -72,20 +73,20 @@ def find_genes(profile: DeviceProfile, network: NetworkDescription) -> Genes:
     Raises:
         ProfileError: If none of the trained forms is possible for a layer or tensor.
     """
-    weights = [_weight_gene(profile, network, layer) for layer in network.layers]
+    weights = [_weight_gene(profile, network, layer) for layer in network.weight_owners]
     activations = _activation_genes(profile, network)
     forms = {name: form for _, default in activations for name, form in default.items()}
     return Genes(
         genes=(*(gene for gene, _ in weights), *(gene for gene, _ in activations)),
         base=SubnetConfig(
-            weights=tuple((layer.name, form) for layer, (_, form) in zip(network.layers, weights, strict=True)),
+            weights=network.with_owners_forms({gene.names[0]: form for gene, form in weights}),
             activations=tuple((tensor.name, forms[tensor.name]) for tensor in network.tensors if tensor.trained),
         ),
     )
 
 
 def _weight_gene(profile: DeviceProfile, network: NetworkDescription, layer: LayerInfo) -> tuple[Gene, Form]:
-    """The gene of a layer and its default form."""
+    """The gene of a weight, whose first layer is ``layer``, and its default form."""
     rule, space = profile.weights.rule(layer.op), network.space
     granularities = [choice for choice in rule.granularity if choice in space.granularities]
     symmetries = [choice for choice in rule.symmetry if choice in space.symmetries]
@@ -101,7 +102,8 @@ def _weight_gene(profile: DeviceProfile, network: NetworkDescription, layer: Lay
     forms = [plan.trained for plan in plans]
     default = min(forms, key=lambda form: _preference(rule.bits, form.bits))
     bits = tuple(form.bits for form in forms)
-    return Gene(Role.WEIGHT, (layer.name,), tuple((form,) for form in forms), bits), default
+    names = network.uses[layer.name]
+    return Gene(Role.WEIGHT, names, tuple((form,) * len(names) for form in forms), bits), default
 
 
 def _activation_genes(profile: DeviceProfile, network: NetworkDescription) -> list[tuple[Gene, dict[str, Form]]]:

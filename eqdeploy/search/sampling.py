@@ -135,11 +135,11 @@ def _draw(
     weight_symmetry = _drawer(space.symmetries, random, forms)
     activation_symmetry = _drawer(space.symmetries, random, forms)
     layers, tensors = set(network.boundary_layers), set(network.boundary_tensors)
-    weights = []
-    for layer in network.layers:
+    weights = {}
+    for layer in network.weight_owners:
         drawn = weight_bits()
         bits = space.boundary_bits if layer.name in layers else drawn
-        weights.append((layer.name, space.weight_form(bits, granularity(), weight_symmetry())))
+        weights[layer.name] = space.weight_form(bits, granularity(), weight_symmetry())
     activations = []
     for tensor in network.tensors:
         if tensor.trained:
@@ -147,7 +147,7 @@ def _draw(
             bits = space.boundary_bits if tensor.name in tensors else drawn
             form = space.activation_form(bits, symmetry, non_negative=tensor.non_negative)
             activations.append((tensor.name, form))
-    return SubnetConfig(tuple(weights), tuple(activations))
+    return SubnetConfig(network.with_owners_forms(weights), tuple(activations))
 
 
 def _width_drawer(bits: Sequence[int], place: float, random: np.random.Generator) -> Callable[[], int]:

@@ -31,6 +31,7 @@ from eqdeploy.supernet.fold_batch_norms import fold_batch_norms
 from eqdeploy.supernet.given_model import not_finite
 from eqdeploy.supernet.inputs import Inputs, to_inputs
 from eqdeploy.supernet.probes import Probes
+from eqdeploy.supernet.shared_layers import own_tensors
 from eqdeploy.supernet.statistics import read_statistics
 from eqdeploy.supernet.supernet import Supernet
 
@@ -203,7 +204,7 @@ def save_checkpoint(supernet: Supernet, metadata: CheckpointMetadata, path: Path
     """
     tensors = {  # clones: safetensors refuses tensors that share memory
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in sorted(supernet.graph_module.state_dict().items())
+        for name, tensor in sorted(own_tensors(supernet.graph_module)[0].items())
     }
     tensors |= {} if probes is None else probes.tensors()
     write_atomically(path, _serialize(tensors, metadata))
@@ -370,10 +371,23 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
 
     Not with ``load_state_dict``: it goes through all names again for every module.
     """
-    own = module.state_dict()
-    _check_tensors(own, dict(module.named_buffers()), tensors, path)
+    own, others = own_tensors(module)
+    differing = [name for name, first in others.items() if name in tensors and not _equal(tensors, name, first)]
+    if differing:
+        raise CheckpointError(
+            f"one tensor of the model has several values: {', '.join(differing[:_MAXIMUM_LISTED])}",
+            where=str(path),
+            hint="the file belongs to a model that does not share these weights",
+        )
+    found = {name: tensor for name, tensor in tensors.items() if name not in others}
+    _check_tensors(own, dict(module.named_buffers()), found, path)
     for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+        tensor.copy_(found[name])
+
+
+def _equal(tensors: Mapping[str, Tensor], name: str, first: str) -> bool:
+    """Whether a file has the same values under two names of a tensor."""
+    return first in tensors and torch.equal(tensors[name], tensors[first])
 
 
 def _check_tensors(

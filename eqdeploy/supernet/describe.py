@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -13,6 +14,7 @@ from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.network import (
     BOUND_PRESERVING_KINDS,
     LAYER_KINDS,
+    BatchNormTraining,
     ElasticSpace,
     LayerInfo,
     NetworkDescription,
@@ -22,6 +24,7 @@ from eqdeploy.network import (
 from eqdeploy.supernet.layers import channel_axis
 from eqdeploy.supernet.operations import Operation, adds_zeros, classify, keeps_bounds, module_of, vanishes
 from eqdeploy.supernet.shapes import holds_tensor, tensor_dtype, tensor_shape
+from eqdeploy.supernet.shared_layers import float_parameters, weight_owners
 
 
 @dataclass
@@ -44,10 +47,11 @@ def describe(graph_module: fx.GraphModule, space: ElasticSpace) -> NetworkDescri
         space: Forms that the network is to be trained for.
 
     Raises:
-        UnsupportedOperationError: If a quantizable layer is called twice, two layers share a weight, a layer
-            does not read a tensor of the graph, or there is no quantizable layer at all.
+        UnsupportedOperationError: If a weight is read outside layers, too, or by layers of different kinds, a layer
+            does not read a tensor of the graph, a shared weight or BatchNorm is to be trained folded, or there is no
+            quantizable layer at all.
     """
-    _refuse_shared_layers(graph_module)
+    owners = weight_owners(graph_module)
     sources = tensor_sources(graph_module)
     drafts: dict[str, _Draft] = {}
     for node in graph_module.graph.nodes:
@@ -61,7 +65,9 @@ def describe(graph_module: fx.GraphModule, space: ElasticSpace) -> NetworkDescri
             drafts[name].readers.append(node.name)
     output = next(node for node in graph_module.graph.nodes if node.op == "output")
     returned = set(_inputs(output, sources))
-    layers = _layers(graph_module, drafts, returned)
+    layers = _layers(graph_module, drafts, returned, owners)
+    if space.batch_norm is not BatchNormTraining.SEPARATE:
+        _refuse_shared_folding(layers)
     for layer in layers:
         drafts[layer.input_tensor].trained = True
     return NetworkDescription(
@@ -160,10 +166,12 @@ def _is_integer(node: fx.Node) -> bool:
     return dtype is not None and not dtype.is_floating_point
 
 
-def _layers(graph_module: fx.GraphModule, drafts: dict[str, _Draft], returned: set[str]) -> tuple[LayerInfo, ...]:
+def _layers(
+    graph_module: fx.GraphModule, drafts: dict[str, _Draft], returned: set[str], owners: Mapping[str, str]
+) -> tuple[LayerInfo, ...]:
     """List the quantizable layers in order of execution."""
     layers: list[LayerInfo] = []
-    calls = Counter(str(node.target) for node in graph_module.graph.nodes if node.op == "call_module")
+    batch_norms = _foldable_batch_norms(graph_module, drafts, returned)
     for draft in drafts.values():
         module = module_of(graph_module, draft.node)
         if draft.operation.kind not in LAYER_KINDS or module is None:
@@ -182,11 +190,10 @@ def _layers(graph_module: fx.GraphModule, drafts: dict[str, _Draft], returned: s
                 groups=getattr(module, "groups", 1),
                 input_tensor=draft.inputs[0],
                 output_tensor=draft.node.name,
-                batch_norm=(
-                    None if draft.node.name in returned else _foldable_batch_norm(graph_module, draft, drafts, calls)
-                ),
+                batch_norm=batch_norms.get(draft.node.name),
                 macs=_macs(draft, drafts, tuple(weight.shape)),
                 bias=getattr(module, "bias", None) is not None,
+                shares_weight_with=None if owners[name] == name else owners[name],
             )
         )
     if not layers:
@@ -197,21 +204,60 @@ def _layers(graph_module: fx.GraphModule, drafts: dict[str, _Draft], returned: s
     return tuple(layers)
 
 
+def _foldable_batch_norms(
+    graph_module: fx.GraphModule, drafts: dict[str, _Draft], returned: set[str]
+) -> dict[str, str]:
+    """Paths of the BatchNorms that can be folded, by the tensors that they read.
+
+    One that is called several times is folded into every layer before it, or into none: its parameters are one set.
+    """
+    calls = Counter(str(node.target) for node in graph_module.graph.nodes if node.op == "call_module")
+    elsewhere = float_parameters(graph_module)
+    paths = {
+        name: path
+        for name, draft in drafts.items()
+        if name not in returned
+        and draft.operation.kind in LAYER_KINDS
+        and (path := _foldable_batch_norm(graph_module, draft, drafts, elsewhere)) is not None
+    }
+    folded = Counter(paths.values())
+    return {name: path for name, path in paths.items() if folded[path] == calls[path]}
+
+
 def _foldable_batch_norm(
-    graph_module: fx.GraphModule, draft: _Draft, drafts: dict[str, _Draft], calls: Counter[str]
+    graph_module: fx.GraphModule, draft: _Draft, drafts: dict[str, _Draft], elsewhere: frozenset[int]
 ) -> str | None:
-    """Path of the BatchNorm that is the only reader of a layer's output, serves no other layer and keeps statistics."""
+    """Path of the BatchNorm that is the only reader of a layer's output and keeps statistics.
+
+    Where a module that stays float has the layer's weight, too, there is none: the weight must not change its signs.
+    """
     if len(draft.readers) != 1:
         return None
     reader = drafts[draft.readers[0]]
-    module = module_of(graph_module, reader.node)
-    path = str(reader.node.target)
+    module, layer = module_of(graph_module, reader.node), module_of(graph_module, draft.node)
     if reader.operation.kind is not OpKind.BATCH_NORM or getattr(module, "running_mean", None) is None:
         return None
     # BatchNorm normalizes axis 1; on sequences (N, L, C) that is not the axis of a Linear's output channels.
-    if calls[path] != 1 or (draft.operation.kind is OpKind.LINEAR and len(tensor_shape(draft.node) or ()) != 2):
+    if draft.operation.kind is OpKind.LINEAR and len(tensor_shape(draft.node) or ()) != 2:
         return None
-    return path
+    return None if id(getattr(layer, "weight", None)) in elsewhere else str(reader.node.target)
+
+
+def _refuse_shared_folding(layers: tuple[LayerInfo, ...]) -> None:
+    """Refuse to train shared weights and BatchNorms folded: each use has a grid of its own for its bias.
+
+    Raises:
+        UnsupportedOperationError: Naming the first such layer.
+    """
+    norms = Counter(layer.batch_norm for layer in layers)
+    weights = Counter(layer.weight_owner for layer in layers)
+    for layer in layers:
+        if layer.batch_norm is not None and max(norms[layer.batch_norm], weights[layer.weight_owner]) > 1:
+            raise UnsupportedOperationError(
+                f"its weight or {layer.batch_norm} is used several times, which cannot be trained folded",
+                where=layer.name,
+                hint="set space.batch_norm: separate, or give each use its own layer and BatchNorm",
+            )
 
 
 def _macs(draft: _Draft, drafts: dict[str, _Draft], weight_shape: tuple[int, ...]) -> int:
@@ -221,35 +267,3 @@ def _macs(draft: _Draft, drafts: dict[str, _Draft], weight_shape: tuple[int, ...
     # Each output of a layer sums over one filter; each input of a transposed one is spread over one.
     counted = drafts[draft.inputs[0]] if draft.operation.kind is OpKind.CONV_TRANSPOSE else draft
     return math.prod(tensor_shape(counted.node) or ()) // batch * math.prod(weight_shape[1:])
-
-
-def _refuse_shared_layers(graph_module: fx.GraphModule) -> None:
-    """Refuse layers that are called twice and weights that two layers share."""
-    seen: dict[str, fx.Node] = {}
-    owners: dict[int, str] = {}
-    read_directly = {
-        str(node.target).rpartition(".")[0]
-        for node in graph_module.graph.nodes
-        if node.op == "get_attr" and any(holds_tensor(user) for user in node.users)  # its device may be asked for
-    }
-    for node in graph_module.graph.nodes:
-        if classify(graph_module, node).kind not in LAYER_KINDS:
-            continue
-        path = str(node.target)
-        if path in seen:
-            raise UnsupportedOperationError(
-                f"the layer is called twice ({seen[path].name} and {node.name})",
-                where=path,
-                hint="give each call its own module",
-            )
-        seen[path] = node
-        if path in read_directly:
-            raise UnsupportedOperationError(
-                "a parameter of the layer is also read outside it", where=path, hint="clone the parameter"
-            )
-        for name, parameter in graph_module.get_submodule(path).named_parameters():
-            owner = owners.setdefault(id(parameter), path)
-            if owner != path:
-                raise UnsupportedOperationError(
-                    f"the {name} is shared with {owner}", where=path, hint="clone the parameter"
-                )

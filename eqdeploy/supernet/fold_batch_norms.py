@@ -8,7 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eqdeploy.network import BatchNormTraining, LayerInfo
 from eqdeploy.supernet.folded_norm import FOLDED_NORMS, FoldedNorm, LearnedBias
-from eqdeploy.supernet.supernet import Supernet, expand_channels
+from eqdeploy.supernet.shared_layers import expand_channels
+from eqdeploy.supernet.supernet import Supernet
 
 
 @torch.no_grad()

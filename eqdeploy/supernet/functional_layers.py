@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from eqdeploy.network import OpKind
 from eqdeploy.supernet.operations import ELASTIC_MODULES
 from eqdeploy.supernet.shapes import tensor_shape
+from eqdeploy.supernet.shared_layers import path_of_use
 
 _CONVOLUTIONS: Mapping[Callable[..., Any], Any] = {
     F.conv1d: nn.Conv1d,
@@ -69,12 +70,13 @@ def use_layer_modules(graph_module: fx.GraphModule) -> None:
         graph_module: Traced graph with known shapes, out of place.
     """
     graph = graph_module.graph
+    transposed: dict[nn.Parameter, nn.Parameter] = {}
     called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     for node in list(graph.nodes):
         call = _convolution(graph_module, node) or _linear(graph_module, node) or _product(graph_module, node)
         if call is None:
             continue
-        _give_parameters(graph_module, call)
+        _give_parameters(graph_module, call, transposed)
         path = _path(graph_module, call, called)
         called.add(path)
         with graph.inserting_before(call.result):
@@ -86,7 +88,7 @@ def use_layer_modules(graph_module: fx.GraphModule) -> None:
             graph.erase_node(node)
         for read in (call.weight, call.bias):
             if read is not None:
-                _forget(graph_module, read, path)
+                _forget(graph_module, read, called)
 
 
 def _convolution(graph_module: fx.GraphModule, node: fx.Node) -> _Call | None:
@@ -144,6 +146,8 @@ def _product(graph_module: fx.GraphModule, node: fx.Node) -> _Call | None:
         return None
     if len(weight.users) > 1 or source.op == "get_attr" or len(tensor_shape(source) or ()) < 2:
         return None
+    if not _only_multiplies(graph_module, weight):
+        return None
     result = node
     if bias is None:
         added = _only_addition(graph_module, node, shape[1])
@@ -151,6 +155,17 @@ def _product(graph_module: fx.GraphModule, node: fx.Node) -> _Call | None:
             result, bias = added
     module = nn.Linear(shape[0], shape[1], bias=bias is not None, device="meta")
     return _Call(source, weight, bias, module, result, transposed=True)
+
+
+def _only_multiplies(graph_module: fx.GraphModule, weight: fx.Node) -> bool:
+    """Whether all that reads a weight are products: as a layer's weight it is transposed, and no longer the same."""
+    reads = [node for node in graph_module.graph.nodes if node.op == "get_attr" and node.target == weight.target]
+    owner = str(weight.target).rpartition(".")[0]
+    called = {str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
+    products = (*_MATMULS, torch.addmm)
+    return owner not in called and all(
+        user.target in products and user.args[-1] is read for read in reads for user in read.users
+    )
 
 
 def _only_addition(graph_module: fx.GraphModule, node: fx.Node, outputs: int) -> tuple[fx.Node, fx.Node] | None:
@@ -165,12 +180,14 @@ def _only_addition(graph_module: fx.GraphModule, node: fx.Node, outputs: int) ->
     return (reader, other) if isinstance(vector, nn.Parameter) and tuple(vector.shape) == (outputs,) else None
 
 
-def _give_parameters(graph_module: fx.GraphModule, call: _Call) -> None:
-    """Register the parameters of a call with its module."""
+def _give_parameters(graph_module: fx.GraphModule, call: _Call, transposed: dict[nn.Parameter, nn.Parameter]) -> None:
+    """Register the parameters of a call with its module; a weight that is transposed twice stays one."""
     weight = _attribute(graph_module, call.weight)
     assert isinstance(weight, nn.Parameter)
     if call.transposed:
-        weight = nn.Parameter(weight.detach().t().contiguous(), requires_grad=weight.requires_grad)
+        if weight not in transposed:
+            transposed[weight] = nn.Parameter(weight.detach().t().contiguous(), requires_grad=weight.requires_grad)
+        weight = transposed[weight]
     call.module.register_parameter("weight", weight)
     if call.bias is not None:
         bias = _attribute(graph_module, call.bias)
@@ -192,6 +209,10 @@ def _path(graph_module: fx.GraphModule, call: _Call, called: set[str]) -> str:
     if owner and alone and owner not in called and all(len(read.users) == 1 for read in _reads(call)):
         graph_module.set_submodule(owner, call.module)
         return owner
+    if owner in called:  # another use of a layer
+        path = path_of_use(graph_module, owner)
+        graph_module.add_submodule(path, call.module)
+        return path
     holder = graph_module.get_submodule(owner)
     wanted = name.removesuffix("_weight") if name.endswith("_weight") else f"{name}_layer"
     unique, number = wanted, 1
@@ -206,14 +227,14 @@ def _reads(call: _Call) -> list[fx.Node]:
     return [read for read in (call.weight, call.bias) if read is not None]
 
 
-def _forget(graph_module: fx.GraphModule, read: fx.Node, path: str) -> None:
-    """Remove the parameter that only a replaced call has read; the layer holds it now."""
+def _forget(graph_module: fx.GraphModule, read: fx.Node, called: set[str]) -> None:
+    """Remove the parameter that only replaced calls have read; the layer holds it now."""
     if read.users or read not in read.graph.nodes:
         return
     owner, _, name = str(read.target).rpartition(".")
     read.graph.erase_node(read)
     others = (node for node in graph_module.graph.nodes if node.op == "get_attr")
-    if owner != path and all(str(node.target) != str(read.target) for node in others):
+    if owner not in called and all(str(node.target) != str(read.target) for node in others):
         graph_module.get_submodule(owner)._parameters.pop(name, None)
 
 

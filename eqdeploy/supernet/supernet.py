@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqdeploy.errors import ProfileError, TrainingError, UnsupportedOperationError
-from eqdeploy.network import BatchNormTraining, ElasticSpace, LayerInfo, NetworkDescription, Residual, ScaleTraining
+from eqdeploy.network import BatchNormTraining, ElasticSpace, NetworkDescription, Residual, ScaleTraining
 from eqdeploy.quant.elastic_quantizer import ElasticQuantizer
 from eqdeploy.quant.form import Form
 from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.describe import describe
 from eqdeploy.supernet.folded_norm import FoldedNorm
 from eqdeploy.supernet.inputs import Inputs, call, map_inputs
-from eqdeploy.supernet.layers import make_elastic
+from eqdeploy.supernet.layers import ElasticLayer, make_elastic
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.residual import split_residual_reads
+from eqdeploy.supernet.shared_layers import make_gains_positive
 from eqdeploy.supernet.tracing import trace
 
 #: Name under which the activation quantizers live among the model's own modules.
@@ -71,15 +72,8 @@ class Supernet(nn.Module):
         if space.residual is Residual.FLOAT:
             split_residual_reads(graph_module)
         network = describe(graph_module, space)
-        _make_gains_positive(graph_module, network)
-        for layer in network.layers:
-            parent, _, name = layer.name.rpartition(".")
-            elastic = make_elastic(
-                graph_module.get_submodule(layer.name),
-                space.weight_forms(),
-                power_of_two=space.scales is ScaleTraining.POWER_OF_TWO,
-            )
-            setattr(graph_module.get_submodule(parent), name, elastic)
+        make_gains_positive(graph_module, network.layers)
+        _make_layers_elastic(graph_module, network)
         _insert_activation_quantizers(graph_module, network)
         return Supernet(graph_module, network, map_inputs(_kept, example_input))
 
@@ -93,9 +87,10 @@ class Supernet(nn.Module):
         A supernet that is trained folded takes the grids of its biases from the scales as they are now.
 
         Raises:
-            ProfileError: If the configuration names other layers or tensors than the network has, or a form
-                that the supernet was not trained for.
+            ProfileError: If the configuration names other layers or tensors than the network has, a form that the
+                supernet was not trained for, or different forms for layers with one weight.
         """
+        self.network.refuse_different_forms(dict(config.weights), where="subnet")
         weights = {layer.name: self.weight_quantizer(layer.name) for layer in self.network.layers}
         activations = self.activation_quantizers()
         switches = [
@@ -146,8 +141,8 @@ class Supernet(nn.Module):
         }
 
     def latent_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Float weights of the quantizable layers, with the layers' names, in network order."""
-        for layer in self.network.layers:
+        """Float weights of the quantizable layers, each once, with their owners' names, in network order."""
+        for layer in self.network.weight_owners:
             weight = self.graph_module.get_submodule(layer.name).weight
             assert isinstance(weight, nn.Parameter)
             yield layer.name, weight
@@ -232,37 +227,22 @@ class _Initialization:
         module.initialize(inputs[0])
 
 
-@torch.no_grad()
-def _make_gains_positive(graph_module: fx.GraphModule, network: NetworkDescription) -> None:
-    """Negate channels with a negative BatchNorm gain, weights and gain alike: exact in float.
-
-    The statistics follow: the layer's output changes sign, so does its mean.
-    """
+def _make_layers_elastic(graph_module: fx.GraphModule, network: NetworkDescription) -> None:
+    """Replace every layer by its elastic counterpart; those with one weight get one quantizer for it."""
+    made: dict[nn.Module, ElasticLayer] = {}
+    quantizers: dict[str, ElasticQuantizer] = {}
     for layer in network.layers:
-        if layer.batch_norm is None:
-            continue
-        norm = graph_module.get_submodule(layer.batch_norm)
         module = graph_module.get_submodule(layer.name)
-        gain, bias = getattr(norm, "weight", None), getattr(module, "bias", None)
-        if gain is None:
-            continue
-        sign = torch.where(gain < 0, -1.0, 1.0)
-        for tensor in (gain, norm.running_mean, bias):
-            if isinstance(tensor, Tensor):
-                tensor.mul_(sign)
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        weight.mul_(expand_channels(sign, layer))
-
-
-def expand_channels(values: Tensor, layer: LayerInfo) -> Tensor:
-    """Shape one value per output channel so that it multiplies the layer's weight."""
-    trailing = [1] * (len(layer.weight_shape) - 2)
-    if layer.channel_axis == 0:
-        return values.reshape(-1, 1, *trailing)
-    # ConvTranspose keeps its weight as (groups · inputs, outputs of one group, …).
-    rows = values.reshape(layer.groups, 1, -1).expand(-1, layer.weight_shape[0] // layer.groups, -1)
-    return rows.reshape(layer.weight_shape[0], -1, *trailing)
+        if module not in made:
+            made[module] = make_elastic(
+                module,
+                network.space.weight_forms(),
+                power_of_two=network.space.scales is ScaleTraining.POWER_OF_TWO,
+            )
+        elastic = made[module]
+        elastic.weight_quantizer = quantizers.setdefault(layer.weight_owner, elastic.weight_quantizer)
+        parent, _, name = layer.name.rpartition(".")
+        setattr(graph_module.get_submodule(parent), name, elastic)
 
 
 def _insert_activation_quantizers(graph_module: fx.GraphModule, network: NetworkDescription) -> None:

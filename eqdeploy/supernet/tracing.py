@@ -37,6 +37,7 @@ from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.operations import ELASTIC_MODULES
 from eqdeploy.supernet.scaled_dot_product import write_out_scaled_dot_products
 from eqdeploy.supernet.shapes import propagate_shapes, run_another_batch, tensors_in
+from eqdeploy.supernet.shared_layers import separate_uses
 from eqdeploy.supernet.tracers import ConstantShapeTracer, PathTracer
 from eqdeploy.zoo.wrappers import unwrapped
 
@@ -165,6 +166,7 @@ def _canonicalize(graph_module: fx.GraphModule) -> None:
     write_out_scaled_dot_products(graph_module)
     graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
+    separate_uses(graph_module)
     rename_clashing(graph_module)
     graph.lint()
     graph_module.recompile()

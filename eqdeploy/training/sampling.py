@@ -75,16 +75,15 @@ def sample_subnet(
     else:
         activation_symmetries = weight_symmetries[:1] * len(tensors)
     return SubnetConfig(
-        weights=tuple(
-            (
-                layer.name,
-                space.weight_form(
+        weights=network.with_owners_forms(
+            {
+                layer.name: space.weight_form(
                     space.boundary_bits if layer.name in boundary_layers else width, granularity, symmetry
-                ),
-            )
-            for layer, width, granularity, symmetry in zip(
-                layers, weight_bits, granularities, weight_symmetries, strict=True
-            )
+                )
+                for layer, width, granularity, symmetry in zip(
+                    layers, weight_bits, granularities, weight_symmetries, strict=True
+                )
+            }
         ),
         activations=tuple(
             (
