@@ -255,12 +255,13 @@ def _gene_widths(space: SearchSpace, role: Role) -> dict[str, _Widths]:
 
 
 def _model_bytes(layer: LayerInfo, weight_bits: int, activation_bits: int) -> float:
-    """Packed weights, and 32 bits for each bias."""
+    """Packed weights, and 32 bits for each bias; a weight that layers share counts with the first, a bias with each."""
     channels = layer.weight_shape[layer.channel_axis]
     if layer.op is OpKind.CONV_TRANSPOSE:
         channels *= layer.groups  # its axis counts the channels of one group
     biased = layer.bias or layer.batch_norm is not None
-    return float(-(-layer.parameters * weight_bits // 8) + (_BYTES_PER_BIAS * channels if biased else 0))
+    packed = -(-layer.parameters * weight_bits // 8) if layer.shares_weight_with is None else 0
+    return float(packed + (_BYTES_PER_BIAS * channels if biased else 0))
 
 
 def _bitops(layer: LayerInfo, weight_bits: int, activation_bits: int) -> float:
