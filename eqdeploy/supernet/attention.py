@@ -7,6 +7,7 @@ projection.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,8 +30,10 @@ def write_out_attention(model: nn.Module) -> nn.Module:
         The model, or what takes its place.
 
     Raises:
-        UnsupportedOperationError: If an attention has ``add_bias_kv`` or ``add_zero_attn``.
+        UnsupportedOperationError: If an attention has ``add_bias_kv`` or ``add_zero_attn``, or another module has the
+            same parameter as one of its projections.
     """
+    _refuse_tied_projections(model)
     replaced: dict[int, nn.Module] = {}
 
     def visit(module: nn.Module, path: str) -> nn.Module:
@@ -244,6 +247,29 @@ _WRITTEN_OUT: dict[type[nn.Module], Callable[[Any, str], nn.Module]] = {
 }
 
 
+#: Parameters of an attention that are cut into parts or multiplied when it is written out.
+_REWRITTEN = ("in_proj_weight", "in_proj_bias", "q_proj_weight")
+
+
+def _refuse_tied_projections(model: nn.Module) -> None:
+    """Refuse parameters that become others when they are written out, and would come apart from their twins.
+
+    Those of the output, and of key and value where each has a matrix, are taken over as they are.
+    """
+    owners: dict[nn.Parameter, list[tuple[str, str]]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(parameter, []).append((path, name))
+    for (path, name), twin in (pair for tied in owners.values() for pair in itertools.permutations(tied, 2)):
+        if name in _REWRITTEN and type(model.get_submodule(path)) is nn.MultiheadAttention:
+            raise UnsupportedOperationError(
+                f"its {name} is also {'.'.join(filter(None, twin))}",
+                where=path,
+                hint="call one MultiheadAttention twice, which shares everything, or give each its own parameters",
+            )
+
+
 def _masked(scores: Tensor, mask: Any) -> Tensor:
     """Scores with what a mask hides at −∞ (where a boolean mask is true) or lowered by the mask."""
     if mask.dtype != torch.bool:
@@ -255,10 +281,17 @@ def _masked(scores: Tensor, mask: Any) -> Tensor:
 
 
 def _linear(weight: Tensor | None, bias: Tensor | None, factor: float) -> nn.Linear:
-    """A linear with copies of weight and bias, times a factor."""
+    """A linear with the given parameters; what is only a part, or is multiplied, is copied."""
     assert weight is not None  # one of the two ways in which torch keeps it
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach() * factor, requires_grad=weight.requires_grad)
+    linear.weight = _parameter(weight, factor)
     if bias is not None:
-        linear.bias = nn.Parameter(bias.detach() * factor, requires_grad=bias.requires_grad)
+        linear.bias = _parameter(bias, factor)
     return linear
+
+
+def _parameter(tensor: Tensor, factor: float) -> nn.Parameter:
+    """A parameter as it is, so that its ties hold, or a copy of a part or of a multiple."""
+    if isinstance(tensor, nn.Parameter) and factor == 1.0:
+        return tensor
+    return nn.Parameter(tensor.detach() * factor, requires_grad=tensor.requires_grad)

@@ -171,7 +171,7 @@ def _layers(
 ) -> tuple[LayerInfo, ...]:
     """List the quantizable layers in order of execution."""
     layers: list[LayerInfo] = []
-    batch_norms = _foldable_batch_norms(graph_module, drafts, returned)
+    batch_norms = _foldable_batch_norms(graph_module, drafts, returned, owners)
     for draft in drafts.values():
         module = module_of(graph_module, draft.node)
         if draft.operation.kind not in LAYER_KINDS or module is None:
@@ -205,14 +205,14 @@ def _layers(
 
 
 def _foldable_batch_norms(
-    graph_module: fx.GraphModule, drafts: dict[str, _Draft], returned: set[str]
+    graph_module: fx.GraphModule, drafts: dict[str, _Draft], returned: set[str], owners: Mapping[str, str]
 ) -> dict[str, str]:
     """Paths of the BatchNorms that can be folded, by the tensors that they read.
 
     One that is called several times is folded into every layer before it, or into none: its parameters are one set.
     """
     calls = Counter(str(node.target) for node in graph_module.graph.nodes if node.op == "call_module")
-    elsewhere = float_parameters(graph_module)
+    elsewhere = float_parameters(graph_module, owners.keys())
     paths = {
         name: path
         for name, draft in drafts.items()

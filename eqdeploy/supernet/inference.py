@@ -28,6 +28,7 @@ from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.inputs import Inputs, call
 from eqdeploy.supernet.layers import ElasticLayer
 from eqdeploy.supernet.operations import BATCH_NORM_MODULES
+from eqdeploy.supernet.shared_layers import float_parameters
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
 
 #: Memory for quantized weights. What does not fit is quantized whenever it is needed.
@@ -98,6 +99,7 @@ class InferenceNetwork:
 
     def __init__(self, supernet: Supernet, *, cache_bytes: int = WEIGHT_CACHE_BYTES) -> None:
         self._supernet = copy.deepcopy(supernet).eval().requires_grad_(requires_grad=False)
+        _separate_float_readers(self._supernet)
         self._latent = {name: weight.detach().clone() for name, weight in self._supernet.latent_weights()}
         self._weights: dict[tuple[str, Form], Tensor] = {}
         self._numbers: dict[tuple[str, Form], _Numbers] = {}
@@ -156,6 +158,17 @@ class InferenceNetwork:
             found = _Numbers(float(scale), float(zero_point), form.q_min, form.q_max)
             self._numbers[name, form] = found
         return found
+
+
+def _separate_float_readers(supernet: Supernet) -> None:
+    """Give layers weights of their own where a module that stays float, such as an embedding, has the same ones."""
+    graph_module, network = supernet.graph_module, supernet.network
+    floats = float_parameters(graph_module, network.layer.keys())
+    for name, weight in list(supernet.latent_weights()):
+        if id(weight) in floats:
+            own = nn.Parameter(weight.detach().clone(), requires_grad=False)
+            for use in network.uses[name]:
+                graph_module.get_submodule(use).weight = own
 
 
 def _fix_quantizers(supernet: Supernet) -> dict[str, _FixedQuantizer]:

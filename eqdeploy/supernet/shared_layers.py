@@ -6,7 +6,7 @@ quantizer are one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -73,21 +73,27 @@ def weight_owners(graph_module: fx.GraphModule) -> dict[str, str]:
     return found
 
 
-def float_parameters(graph_module: fx.GraphModule) -> frozenset[int]:
-    """Identities of the parameters of modules that are no quantizable layers, such as an embedding's table."""
+def float_parameters(graph_module: fx.GraphModule, layers: Collection[str]) -> frozenset[int]:
+    """Identities of the parameters of modules that are no quantizable layers, such as an embedding's table.
+
+    Args:
+        graph_module: A traced graph.
+        layers: Paths of its quantizable layers.
+    """
     return frozenset(
         id(parameter)
         for node in graph_module.graph.nodes
-        if node.op == "call_module" and classify(graph_module, node).kind not in LAYER_KINDS
+        if node.op == "call_module" and str(node.target) not in layers
         for parameter in graph_module.get_submodule(str(node.target)).parameters()
     )
 
 
-def _refuse_other_readers(graph_module: fx.GraphModule, weights: Mapping[str, object]) -> None:
+def _refuse_other_readers(graph_module: fx.GraphModule, weights: Iterable[str]) -> None:
     """Refuse to let a parameter be quantized in a layer and read as it is elsewhere."""
-    layers = {
-        id(parameter): path for path in reversed(weights) for parameter in graph_module.get_submodule(path).parameters()
-    }
+    layers: dict[int, str] = {}
+    for path in weights:
+        for parameter in graph_module.get_submodule(path).parameters():
+            layers.setdefault(id(parameter), path)
     for node in graph_module.graph.nodes:
         if node.op != "get_attr" or not any(holds_tensor(user) for user in node.users):  # its device may be asked for
             continue
@@ -98,7 +104,7 @@ def _refuse_other_readers(graph_module: fx.GraphModule, weights: Mapping[str, ob
                 "a parameter of the layer is also read outside it",
                 where=layer,
                 hint="apply it there by the layer itself or by its function (F.linear, F.conv2d), which makes it "
-                "another use of the layer, or clone the parameter",
+                "another use of the layer, look it up by an nn.Embedding that has it, or clone the parameter",
             )
 
 
@@ -125,9 +131,8 @@ def make_gains_positive(graph_module: fx.GraphModule, layers: Iterable[LayerInfo
         channels = layer.weight_shape[1] * layer.groups if layer.op is OpKind.CONV_TRANSPOSE else layer.weight_shape[0]
         sign = weight.new_ones(channels) if gain is None else torch.where(gain < 0, -1.0, 1.0)
         wanted = [(weight, expand_channels(sign, layer))]
-        wanted += [
-            (part, sign) for part in (gain, getattr(norm, "running_mean", None), module.bias) if part is not None
-        ]
+        for part in (gain, getattr(norm, "running_mean", None), module.bias):
+            wanted += [(part, sign)] if isinstance(part, Tensor) else []
         for tensor, signs in wanted:
             known = flips.setdefault(id(tensor), (tensor, signs, layer.name))
             if not torch.equal(known[1], signs):

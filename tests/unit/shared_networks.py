@@ -51,15 +51,15 @@ def block_called_twice() -> nn.Module:
 
 
 def _unrolled(m: Any, x: Tensor) -> Tensor:
-    state = torch.zeros_like(m.embed(x[:, 0]))
-    for step in range(3):
+    state = torch.tanh(m.embed(x[:, 0]))
+    for step in range(1, 4):
         state = torch.tanh(m.embed(x[:, step]) + m.step(state))
     result: Tensor = m.head(state)
     return result
 
 
 def unrolled_recurrence() -> nn.Module:
-    """A recurrent cell of two linears over three steps."""
+    """A recurrent cell of two linears over four inputs."""
     return Net(_unrolled, embed=nn.Linear(4, 6), step=nn.Linear(6, 6), head=nn.Linear(6, 3))
 
 
@@ -120,16 +120,19 @@ def _tied_words(m: Any, x: Tensor) -> Tensor:
 
 def tied_embedding() -> nn.Module:
     """A language model's table of words that is the weight of its last layer, too."""
-    model = Net(_tied_words, table=nn.Embedding(VOCABULARY, 6), hidden=nn.Linear(6, 6), scores=nn.Linear(6, VOCABULARY))
+    model: Any = Net(
+        _tied_words, table=nn.Embedding(VOCABULARY, 6), hidden=nn.Linear(6, 6), scores=nn.Linear(6, VOCABULARY)
+    )
     model.scores.weight = model.table.weight
-    return model
+    tied: nn.Module = model
+    return tied
 
 
 SHARED: Mapping[str, Shared] = {
     "block called twice": Shared(block_called_twice, (3, 8, 8), {"block.0": ("block.0", "block.0_use_2")}),
     "unrolled recurrence": Shared(
         unrolled_recurrence,
-        (3, 4),
+        (4, 4),
         {
             "embed": ("embed", "embed_use_2", "embed_use_3", "embed_use_4"),
             "step": ("step", "step_use_2", "step_use_3"),

@@ -33,6 +33,8 @@ from eqdeploy.resolve import resolve
 from eqdeploy.supernet.inputs import Inputs
 from eqdeploy.supernet.supernet import Supernet
 from tests.unit.freeze_support import CASE, SPACE_WITH_SEVEN, supernet_of
+from tests.unit.shared_networks import detection_head
+from tests.unit.supernet_parts import Case
 
 PREPROCESSING = Preprocessing((8, 8), 3, (0.4, 0.5, 0.6), (0.3, 0.25, 0.2))
 AUGMENTATION = Augmentation(shift=1)
@@ -302,3 +304,28 @@ def test_freezing_again_gives_the_same_bits_and_another_processor_a_little_more(
     before = calibration_digest(prepared()[0], samples)
     calibrated(plan, [torch.randn(8, 3, 8, 8)])
     assert calibration_digest(prepared()[0], samples) != before
+
+
+@pytest.mark.parametrize("profile", TWO)
+def test_a_use_of_a_shared_layer_with_the_numbers_of_another_is_caught(
+    monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    supernet = supernet_of(Case(detection_head), space=SPACE_WITH_SEVEN)
+    graph = export_float_graph(supernet)
+    monkeypatch.setattr(f"{__name__}.prepared", lambda: (supernet, graph))
+    plan, network = plan_for(profile), supernet.network
+    calibration = calibrated(plan)
+    assert proved(plan, calibration=calibration).passed
+    first, second = (network.layer[name].input_tensor for name in network.uses["tower.0"])
+
+    def input_of_the_other(model: QuantizedModel) -> QuantizedModel:
+        encoding = model.activations[first].encoding
+        changed = replace(model.activations[second], encoding=encoding)
+        return replace(model, activations={**model.activations, second: changed})
+
+    def other_weight(model: QuantizedModel) -> QuantizedModel:
+        name = f"{network.uses['tower.0'][1]}.weight"
+        return replace(model, parameters={**model.parameters, name: one_code(model.parameters[name])})
+
+    assert "encodings" in failed(proved(plan, input_of_the_other, calibration))
+    assert "weights" in failed(proved(plan, other_weight, calibration))

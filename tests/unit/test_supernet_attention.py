@@ -118,3 +118,31 @@ def test_extra_keys_are_refused(option: str) -> None:
     attention = nn.MultiheadAttention(8, 2, batch_first=True, **{option: True})
     with pytest.raises(UnsupportedOperationError, match=r"a: add_bias_kv and add_zero_attn.*build the attention"):
         trace(Net(lambda m, x: m.a(x, x, x)[0], a=attention), torch.zeros(2, 5, 8))
+
+
+def _both(m: Any, x: Tensor) -> Tensor:
+    x = x + m.one(x, x, x, need_weights=False)[0]
+    result: Tensor = x + m.two(x, x, x, need_weights=False)[0]
+    return result
+
+
+def _two_attentions() -> Any:
+    return Net(_both, **{name: nn.MultiheadAttention(8, 2, batch_first=True) for name in ("one", "two")})
+
+
+@pytest.mark.parametrize("name", ["in_proj_weight", "in_proj_bias"])
+def test_projections_that_two_attentions_share_are_refused(name: str) -> None:
+    model = _two_attentions()
+    setattr(model.two, name, getattr(model.one, name))
+    with pytest.raises(UnsupportedOperationError, match=f"its {name} is also two.{name}") as caught:
+        trace(model.eval(), torch.zeros(2, 5, 8))
+    assert "call one MultiheadAttention twice" in str(caught.value)
+
+
+def test_the_output_projection_that_two_attentions_share_stays_one() -> None:
+    model = _two_attentions()
+    model.two.out_proj.weight = model.one.out_proj.weight
+    graph = _assert_equal(model, 5, 8)
+    assert graph.get_submodule("two.out_proj").weight is graph.get_submodule("one.out_proj").weight
+    network = Supernet.from_float(model, torch.zeros(2, 5, 8), ElasticSpace(bits=(8,))).network
+    assert network.layer["two.out_proj"].shares_weight_with == "one.out_proj"
