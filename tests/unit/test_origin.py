@@ -33,7 +33,7 @@ from eqdeploy.resolve import resolve
 from eqdeploy.supernet.inputs import Inputs
 from eqdeploy.supernet.supernet import Supernet
 from tests.unit.freeze_support import CASE, SPACE_WITH_SEVEN, supernet_of
-from tests.unit.shared_networks import detection_head
+from tests.unit.shared_networks import block_called_twice, detection_head
 from tests.unit.supernet_parts import Case
 
 PREPROCESSING = Preprocessing((8, 8), 3, (0.4, 0.5, 0.6), (0.3, 0.25, 0.2))
@@ -329,3 +329,18 @@ def test_a_use_of_a_shared_layer_with_the_numbers_of_another_is_caught(
 
     assert "encodings" in failed(proved(plan, input_of_the_other, calibration))
     assert "weights" in failed(proved(plan, other_weight, calibration))
+
+
+@pytest.mark.parametrize("profile", TWO)
+def test_a_norm_that_is_folded_into_both_uses_of_its_layer_passes(
+    monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    supernet = supernet_of(Case(block_called_twice), space=SPACE_WITH_SEVEN)
+    graph = export_float_graph(supernet)
+    monkeypatch.setattr(f"{__name__}.prepared", lambda: (supernet, graph))
+    assert [layer.batch_norm for layer in supernet.network.layers] == [None, "block.1", "block.1", None]
+    plan = plan_for(profile)
+    report = proved(plan)
+    assert report.passed, report.summary
+    monkeypatch.setattr(freeze, "channel_affine", bias_times(1.02)(affine.channel_affine))
+    assert "biases" in failed(proved(plan))

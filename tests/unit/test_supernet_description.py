@@ -185,7 +185,7 @@ FOLDABLE: dict[str, dict[str, str | None]] = {
     "output read by a layer and a norm": {"a": None, "b": None, "c": None},
     "output read by two norms": {"a": None},
     "raw output returned beside the norm's": {"a": None},
-    "one norm behind two layers": {"a": None, "b": None},
+    "one norm behind two layers": {"a": "norm", "b": "norm"},
     "norm over the sequence": {"0": None, "3": None},
     "norm as a function": {"0": "1", "2": "3"},
 }
