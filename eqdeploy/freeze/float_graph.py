@@ -6,10 +6,7 @@ The weights are filled in later, so that several profiles share one export.
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,23 +22,20 @@ from onnx_ir.passes.common import (
 from onnxscript import optimizer
 from torch import fx, nn
 
-from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.freeze.agreement import check_agreement, folded_values
+from eqdeploy.freeze.capture import capture
 from eqdeploy.freeze.constant_shapes import make_shapes_constant
 from eqdeploy.freeze.group_norm import split_group_normalization
-from eqdeploy.freeze.markers import mark, remove_markers, translations
+from eqdeploy.freeze.markers import mark, remove_markers
 from eqdeploy.network import NetworkDescription, OpKind
 from eqdeploy.quantized_model import constant_name
 from eqdeploy.supernet.inputs import positional
 from eqdeploy.supernet.layers import ElasticLayer, ElasticLinear
-from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.operations import ELASTIC_MODULES, vanishes
 from eqdeploy.supernet.shapes import batch_leads
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
 
-OPSET = 21
 IR_VERSION = 10
-_BATCH = "batch"
 
 
 class FloatGraph:
@@ -94,26 +88,7 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
     """
     module = _marked_module(supernet)
     example = positional(supernet.graph_module.graph, supernet.example)
-    batch = {0: torch.export.Dim(_BATCH)}
-    try:
-        with _quiet(), evaluation_mode(module):
-            program = torch.onnx.export(
-                module,
-                example,
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=(batch,) * len(example),
-                optimize=False,
-                verbose=False,
-                custom_translation_table=dict(translations()),
-            )
-    except Exception as error:
-        reason = str(error.__cause__ or error).strip().splitlines()
-        raise UnsupportedOperationError(
-            f"torch cannot export this network to ONNX: {reason[0] if reason else type(error).__name__}"
-        ) from error
-    assert program is not None  # dynamo=True without a file always returns a program
-    model = program.model
+    model = capture(module, example)
     parameters = frozenset(module.state_dict())
     _forget_names(model.graph, parameters)
     # As inputs the weights are no constants, so that folding leaves them alone.
@@ -306,17 +281,3 @@ def _strip(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
         value.doc_string = None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks about its own internals from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -17,7 +17,7 @@ from torch import Tensor
 _DOMAIN = "eqdeploy.marker"
 
 # Torch's exporter reads the arguments of an ONNX operator off its schema.
-_MARKER = Op(
+_ONNX_MARKER = Op(
     Opset(_DOMAIN, 1),
     "Tensor",
     OpSchema(
@@ -45,6 +45,10 @@ _LIBRARY.impl("mark", _copy, "CompositeExplicitAutograd")  # type: ignore[no-unt
 torch.library.register_fake("eqdeploy::mark", lambda x, name: torch.empty_like(x), lib=_LIBRARY)
 
 
+#: The operator, as it stands in a captured program.
+MARKER = torch.ops.eqdeploy.mark.default
+
+
 def mark(x: Tensor, name: str) -> Tensor:
     """Mark a tensor with its name; exists only while the graph is exported."""
     marked: Tensor = torch.ops.eqdeploy.mark(x, name)
@@ -53,12 +57,12 @@ def mark(x: Tensor, name: str) -> Tensor:
 
 def _translate(x: Any, name: str) -> Any:
     """A marker as an ONNX node."""
-    return _MARKER(x, name=name)
+    return _ONNX_MARKER(x, name=name)
 
 
 def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
     """What torch's exporter must know to write markers."""
-    return {torch.ops.eqdeploy.mark.default: _translate}
+    return {MARKER: _translate}
 
 
 def remove_markers(graph: ir.Graph) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from eqdeploy.errors import UnsupportedOperationError
-from eqdeploy.freeze.float_graph import IR_VERSION, OPSET, export_float_graph
+from eqdeploy.freeze.capture import OPSET
+from eqdeploy.freeze.float_graph import IR_VERSION, export_float_graph
 from eqdeploy.network import OpKind
 from eqdeploy.plan import Coverage
 from eqdeploy.quantized_model import operation_of
