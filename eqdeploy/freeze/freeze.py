@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eqdeploy.calibration.ranges import calibrate_encodings
+from eqdeploy.calibration.measured import MeasuredRanges, Range
 from eqdeploy.errors import ProfileError, ValidationError
 from eqdeploy.freeze.affine import channel_affine, to_numpy
 from eqdeploy.freeze.float_graph import FloatGraph, without_nodes
 from eqdeploy.freeze.folding import ChannelAffine, fit_bias, fold, next_power_of_two
 from eqdeploy.freeze.masks import make_masks_finite
+from eqdeploy.freeze.ranges import search_ranges, tensors_to_calibrate, trained_encoding
 from eqdeploy.network import LayerInfo, OpKind, TensorInfo
 from eqdeploy.plan import BiasFormat, DevicePlan, EncodingSource, TensorPlan
-from eqdeploy.quant.encoding import Encoding, are_powers_of_two
-from eqdeploy.quant.form import Form, Symmetry
-from eqdeploy.quant.initialize import nearest_powers_of_two
+from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import FoldedLayer, QuantizedModel, QuantizedParameter, QuantizedTensor
 from eqdeploy.supernet.supernet import Supernet
+
+__all__ = ["freeze", "freeze_measured", "tensors_to_calibrate"]
 
 _INT32 = np.iinfo(np.int32)
 #: Larger gains and biases leave float32 once they are multiplied by scales.
@@ -40,32 +40,39 @@ class _FrozenLayer:
     report: FoldedLayer
 
 
-def tensors_to_calibrate(plan: DevicePlan) -> tuple[str, ...]:
-    """Tensors whose values must be sampled: those with a calibrated range, and those that share it.
-
-    Where scales must be powers of two, trained ones may have to be rounded: up or down, as the values say.
-    """
-    sampled = {EncodingSource.CALIBRATED} | ({EncodingSource.TRAINED} if plan.power_of_two_scales else set())
-    return tuple(
-        tensor.tensor for tensor in plan.tensors if plan.tensor[tensor.shares_with or tensor.tensor].source in sampled
-    )
-
-
 def freeze(supernet: Supernet, plan: DevicePlan, graph: FloatGraph, samples: Mapping[str, Tensor]) -> QuantizedModel:
-    """Turn the active, calibrated subnet into integers.
+    """Search the ranges that training did not fix, and turn the active, calibrated subnet into integers.
+
+    Args:
+        supernet: As for :func:`freeze_measured`.
+        plan: What the device wants.
+        graph: Structure of this supernet.
+        samples: Values of the tensors of :func:`tensors_to_calibrate`.
+
+    Raises:
+        ProfileError: See :func:`freeze_measured`.
+        ValidationError: See :func:`freeze_measured`.
+    """
+    return freeze_measured(supernet, plan, graph, search_ranges(supernet, plan, samples))
+
+
+def freeze_measured(
+    supernet: Supernet, plan: DevicePlan, graph: FloatGraph, measured: MeasuredRanges
+) -> QuantizedModel:
+    """Turn the active, calibrated subnet into integers: the same ones on every processor.
 
     Args:
         supernet: With ``plan.subnet`` active and BatchNorm calibrated.
         plan: What the device wants.
         graph: Structure of this supernet, from :func:`eqdeploy.freeze.float_graph.export_float_graph`.
-        samples: Values of the tensors of :func:`tensors_to_calibrate`.
+        measured: The encodings that depend on calibration images.
 
     Raises:
         ProfileError: If a layer reads a tensor without encoding but the device wants an integer bias.
         ValidationError: If a number of a layer is not finite or leaves float32.
     """
-    notes: list[str] = []
-    encodings = _activation_encodings(supernet, plan, samples, notes)
+    notes = list(measured.notes)
+    encodings = _activation_encodings(supernet, plan, measured, notes)
     layers = [
         _freeze_layer(supernet, layer, plan, encodings.get(layer.input_tensor)) for layer in supernet.network.layers
     ]
@@ -95,16 +102,10 @@ def freeze(supernet: Supernet, plan: DevicePlan, graph: FloatGraph, samples: Map
 
 
 def _activation_encodings(
-    supernet: Supernet, plan: DevicePlan, samples: Mapping[str, Tensor], notes: list[str]
+    supernet: Supernet, plan: DevicePlan, measured: MeasuredRanges, notes: list[str]
 ) -> dict[str, Encoding]:
     """Encodings of all tensors that carry one, in network order; merged copies have that of their tensor."""
-    pooled: dict[str, list[Tensor]] = {}
-    for name in tensors_to_calibrate(plan):
-        pooled.setdefault(plan.tensor[name].shares_with or name, []).append(samples[name])
-    values = {owner: torch.cat(parts, dim=1) for owner, parts in pooled.items()}
-    owners = _owner_encodings(supernet, plan, values, notes)
-    if plan.power_of_two_scales:
-        owners |= _with_powers_of_two(supernet, plan, owners, values, notes)
+    owners = _owner_encodings(supernet, plan, measured)
     for name, encoding in owners.items():
         if plan.tensor[name].source is not EncodingSource.FIXED:
             owners[name] = _at_least(encoding, plan, name, notes)
@@ -119,42 +120,33 @@ def _activation_encodings(
     return encodings
 
 
-def _owner_encodings(
-    supernet: Supernet, plan: DevicePlan, values: Mapping[str, Tensor], notes: list[str]
-) -> dict[str, Encoding]:
+def _owner_encodings(supernet: Supernet, plan: DevicePlan, measured: MeasuredRanges) -> dict[str, Encoding]:
     """Encodings of the tensors that have one of their own: trained, calibrated or fixed."""
-    measured = {owner: values[owner] for owner in values if plan.tensor[owner].source is EncodingSource.CALIBRATED}
-    forms = {owner: form for owner in measured if (form := plan.tensor[owner].device) is not None}
-    calibrated = calibrate_encodings(measured, forms)
-    notes.extend(
-        f"{name}: no calibration image excites this tensor, its scale is arbitrary"
-        for name, sample in measured.items()
-        if not bool(sample.any())
-    )
-    quantizers = supernet.activation_quantizers()
     owners: dict[str, Encoding] = {}
     for tensor in plan.tensors:
+        found = measured.ranges.get(tensor.tensor)
         if tensor.source is EncodingSource.TRAINED:
-            assert tensor.trained is not None  # promised by the plan
-            assert tensor.device is not None
-            trained = quantizers[tensor.merged_copy or tensor.tensor].encoding(tensor.trained)
-            owners[tensor.tensor] = _to_device(trained, tensor.trained, tensor.device)
+            encoding = trained_encoding(supernet, tensor)
+            owners[tensor.tensor] = encoding if found is None else _at(encoding, found)
         elif tensor.source is EncodingSource.CALIBRATED:
-            owners[tensor.tensor] = calibrated[tensor.tensor]
+            assert found is not None  # every calibrated tensor was measured
+            assert tensor.device is not None  # promised by the plan
+            form = tensor.device
+            owners[tensor.tensor] = Encoding.per_tensor(
+                found.scale, found.zero_point, form.q_min, form.q_max, form.bits, signed=form.signed
+            )
         elif tensor.source is EncodingSource.FIXED:
             owners[tensor.tensor] = _fixed(tensor)
     return owners
 
 
-def _to_device(trained: Encoding, form: Form, device: Form) -> Encoding:
-    """Bring trained numbers to the device's form and storage; the real grid stays the same.
-
-    A device that wants signed symmetric b bits on a non-negative tensor gets the unsigned b − 1 bit grid: its
-    integers are the non-negative half of the signed range.
-    """
-    if device.symmetry is Symmetry.SYMMETRIC and device.signed and not form.signed and device.bits == form.bits + 1:
-        return replace(trained, q_min=device.q_min, q_max=device.q_max, bits=device.bits, signed=True)
-    return trained.stored_as(signed=device.signed)
+def _at(encoding: Encoding, found: Range) -> Encoding:
+    """An encoding with a measured scale and zero-point."""
+    return replace(
+        encoding,
+        scale=np.asarray(found.scale, dtype=np.float32),
+        zero_point=np.asarray(found.zero_point, dtype=np.int32),
+    )
 
 
 def _fixed(tensor: TensorPlan) -> Encoding:
@@ -165,42 +157,6 @@ def _fixed(tensor: TensorPlan) -> Encoding:
     return Encoding.per_tensor(
         tensor.fixed.scale, tensor.fixed.zero_point, form.q_min, form.q_max, form.bits, signed=form.signed
     )
-
-
-def _with_powers_of_two(
-    supernet: Supernet,
-    plan: DevicePlan,
-    owners: Mapping[str, Encoding],
-    values: Mapping[str, Tensor],
-    notes: list[str],
-) -> dict[str, Encoding]:
-    """Encodings whose scales had to be rounded to powers of two, with the smaller error on the values."""
-    rounded: dict[str, Encoding] = {}
-    for name, encoding in owners.items():
-        if name not in values or are_powers_of_two(encoding.scale).all():
-            continue
-        form = plan.tensor[name].device
-        assert form is not None  # promised by the plan
-        if supernet.network.tensor[name].non_negative:
-            form = replace(form, symmetry=Symmetry.SYMMETRIC)  # real zero stays where the range begins
-        scale, zero_point = nearest_powers_of_two(
-            values[name],
-            torch.from_numpy(encoding.scale.reshape(1)),
-            torch.from_numpy(encoding.zero_point.reshape(1).astype(np.float32)),
-            form,
-        )
-        rounded[name] = replace(
-            encoding,
-            scale=scale.numpy().reshape(()),
-            zero_point=zero_point.numpy().astype(np.int32).reshape(()),
-        )
-    trained = [name for name in rounded if plan.tensor[name].source is EncodingSource.TRAINED]
-    if trained:
-        notes.append(
-            f"{len(trained)} trained activation scales rounded to powers of two, from {trained[0]} to {trained[-1]}: "
-            "the supernet is trained with free scales"
-        )
-    return rounded
 
 
 def _at_least(encoding: Encoding, plan: DevicePlan, name: str, notes: list[str]) -> Encoding:

@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from eqdeploy.network import NetworkDescription
-from eqdeploy.origin.checks import OriginReport
+from eqdeploy.origin.checks import OriginCheck, OriginReport
 from eqdeploy.origin.encodings import compare_encodings
 from eqdeploy.origin.layers import layer_targets
 from eqdeploy.origin.simulation import Simulation
@@ -49,16 +49,36 @@ def prove_origin(
     Raises:
         UnsupportedOperationError: If an operation cannot be evaluated.
     """
+    statistics = compare_statistics(supernet, plan.subnet, evidence)
+    return OriginReport((statistics, *prove_numbers(supernet, plan, model, evidence, images)))
+
+
+def prove_numbers(
+    supernet: Supernet,
+    plan: DevicePlan,
+    model: QuantizedModel,
+    evidence: CalibrationEvidence,
+    images: NDArray[Any],
+) -> tuple[OriginCheck, ...]:
+    """All comparisons but that of the BatchNorm statistics, which are taken as they are.
+
+    Args:
+        supernet: See :func:`prove_origin`.
+        plan: What was to be frozen.
+        model: What was frozen.
+        evidence: Its samples were taken with these statistics.
+        images: Inputs on which tensors are compared.
+
+    Raises:
+        UnsupportedOperationError: If an operation cannot be evaluated.
+    """
     targets = layer_targets(supernet, plan.subnet)
     parameters = compare_parameters(model, plan, targets)
     simulation = Simulation(supernet, targets, model.activations)
-    return OriginReport(
-        (
-            compare_statistics(supernet, plan.subnet, evidence),
-            compare_samples(supernet, plan.subnet, evidence),
-            compare_encodings(supernet, plan, model, evidence.samples),
-            parameters.weights,
-            parameters.biases,
-            *compare_tensors(model, simulation, parameters.bounds, images),
-        )
+    return (
+        compare_samples(supernet, plan.subnet, evidence),
+        compare_encodings(supernet, plan, model, evidence.samples, evidence.recorded),
+        parameters.weights,
+        parameters.biases,
+        *compare_tensors(model, simulation, parameters.bounds, images),
     )

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from eqdeploy.calibration.batch_norm import BatchMoments, BatchNormCalibration
 from eqdeploy.calibration.images import BATCH_SIZE
+from eqdeploy.calibration.measured import Range
 from eqdeploy.calibration.ranges import VALUES_PER_BATCH
 from eqdeploy.data import InputPreprocessing, LabelledImages, Preprocessing
 from eqdeploy.data.augmentation import Augmentation, Variation
@@ -39,6 +40,8 @@ class CalibrationEvidence:
         batch_norm: Moments of every batch, from :func:`eqdeploy.calibration.batch_norm.calibrate_batch_norm`.
         samples: Values of tensors, from :func:`eqdeploy.calibration.ranges.sample_tensors`.
         own: The checkpoint's statistics, where the subnet keeps them; None where they were estimated.
+        recorded: The ranges that an artifact records, each of which was held against the samples; None where they are
+            to be those that the search finds on the samples.
     """
 
     images: LabelledImages
@@ -48,6 +51,7 @@ class CalibrationEvidence:
     batch_norm: BatchNormCalibration
     samples: Mapping[str, Tensor]
     own: Mapping[str, Tensor] | None = None
+    recorded: Mapping[str, Range] | None = None
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eqdeploy.artifact import artifact_directory, check_destination, write_artifact
+from eqdeploy.calibration.record import write_record
 from eqdeploy.errors import UsageError
 from eqdeploy.exporters.qdq_reader import read_model
 from eqdeploy.float_share import float_share
@@ -197,6 +198,7 @@ def _export(source: _Source, target: _Target, progress: Progress) -> ExportResul
     with write_artifact(target.directory, force=request.force) as folder:
         with progress.stage(f"writing {target.profile.export.format} files"):
             write_model_files(target.profile, model, folder)
+            write_record(folder, frozen.record)
             if target.finding is not None:
                 target.finding.write(folder / SEARCH_FOLDER)
             write_configuration(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from eqdeploy.artifact_folders import MANIFEST_FILE
+from eqdeploy.calibration.record import CALIBRATION_FILE
 from eqdeploy.encoding_table import write_encodings
 from eqdeploy.errors import ValidationError
 from eqdeploy.exporters.comparison import same_model
@@ -30,6 +31,8 @@ from eqdeploy.report.model import REPORT_FILE
 from eqdeploy.subnet import SubnetConfig
 
 _WRITTEN_AGAIN = "the model that model.onnx holds gives the same {}"
+
+_MEASURED = "measured again and compared where supernet and images are at hand; the model's numbers follow from it"
 
 #: Files that every artifact has besides those of its model, and what is known of them.
 _RECORDS = {
@@ -89,6 +92,8 @@ def check_files(
     paths = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
     present = {*paths, *_RECORDS}
     rows = [FileRow(file=name, check=check, detail=detail) for name, (check, detail) in _RECORDS.items()]
+    if CALIBRATION_FILE in present:  # artifacts of earlier versions have none
+        rows.append(FileRow(file=CALIBRATION_FILE, check=FileCheck.COMPARED, detail=_MEASURED))
     with temporary_folder() as temporary:
         again = Path(temporary)
         write_model_files(profile, model, again)

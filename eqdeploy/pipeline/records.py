@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eqdeploy.calibration.record import CalibrationRecord, read_record
 from eqdeploy.data import InputPreprocessing
 from eqdeploy.encoding_table import check_encodings
 from eqdeploy.errors import ProfileError, ValidationError
@@ -40,6 +41,7 @@ class Records:
         subnet: The active forms of the supernet.
         model: The network with its numbers, recovered from the model file.
         files: What is known of every file.
+        calibration: What calibration measured; None in artifacts of earlier versions.
     """
 
     configuration: Configuration
@@ -48,6 +50,7 @@ class Records:
     subnet: SubnetConfig
     model: QuantizedModel
     files: tuple[FileRow, ...]
+    calibration: CalibrationRecord | None
 
 
 def read_records(directory: Path) -> Records:
@@ -79,7 +82,7 @@ def read_records(directory: Path) -> Records:
     if CoverageSummary.of(coverage, reasons) != report.coverage:
         raise ValidationError("does not add up to the coverage of the report", where=where)
     model = replace(model, coverage=coverage, reasons=reasons, folded=report.folding, notes=report.notes)
-    return Records(configuration, preprocessing, report, subnet, model, files)
+    return Records(configuration, preprocessing, report, subnet, model, files, read_record(directory))
 
 
 def _read_subnet(path: Path) -> SubnetConfig:

@@ -17,9 +17,11 @@ from eqdeploy.calibration.choice import (
 )
 from eqdeploy.calibration.images import plain_batches
 from eqdeploy.calibration.ranges import sample_tensors
+from eqdeploy.calibration.record import CalibrationRecord
 from eqdeploy.data import LabelledImages
 from eqdeploy.freeze.float_graph import FloatGraph
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze_measured
+from eqdeploy.freeze.ranges import search_ranges, tensors_to_calibrate
 from eqdeploy.plan import DevicePlan
 from eqdeploy.progress import Progress
 from eqdeploy.quantized_model import QuantizedModel
@@ -27,6 +29,7 @@ from eqdeploy.subnet import SubnetConfig
 from eqdeploy.supernet.checkpoint import Checkpoint
 from eqdeploy.supernet.inference import InferenceNetwork
 from eqdeploy.supernet.inputs import Inputs, batch_size
+from eqdeploy.supernet.statistics import read_statistics
 from eqdeploy.validation.accuracy import Classifier, torch_classifier
 
 
@@ -37,10 +40,12 @@ class Frozen:
     Attributes:
         model: Its numbers.
         samples: The values that ranges were calibrated on, by tensor name, shape (1, M).
+        record: What was measured.
     """
 
     model: QuantizedModel
     samples: Mapping[str, Tensor]
+    record: CalibrationRecord
 
 
 def activate_calibrated(
@@ -85,11 +90,10 @@ def calibrated_classifier(checkpoint: Checkpoint, subnet: SubnetConfig | None) -
     return torch_classifier(network.evaluate)
 
 
-def freeze_active(
-    checkpoint: Checkpoint, plan: DevicePlan, graph: FloatGraph, images: LabelledImages, progress: Progress
-) -> Frozen:
-    """Measure the ranges that training did not fix, and freeze the active, calibrated subnet."""
-    wanted = tensors_to_calibrate(plan)
+def measure_samples(
+    checkpoint: Checkpoint, plan: DevicePlan, images: LabelledImages, progress: Progress
+) -> dict[str, Tensor]:
+    """Values of the tensors whose range training did not fix, of the active, calibrated subnet."""
     with progress.stage("measuring ranges", total=len(images)) as advance:
 
         def batches() -> Iterator[Inputs]:
@@ -97,5 +101,14 @@ def freeze_active(
                 yield batch
                 advance(batch_size(batch))
 
-        samples = sample_tensors(checkpoint.supernet, batches(), wanted)
-    return Frozen(freeze(checkpoint.supernet, plan, graph, samples), samples)
+        return sample_tensors(checkpoint.supernet, batches(), tensors_to_calibrate(plan))
+
+
+def freeze_active(
+    checkpoint: Checkpoint, plan: DevicePlan, graph: FloatGraph, images: LabelledImages, progress: Progress
+) -> Frozen:
+    """Measure the ranges that training did not fix, and freeze the active, calibrated subnet."""
+    samples = measure_samples(checkpoint, plan, images, progress)
+    measured = search_ranges(checkpoint.supernet, plan, samples)
+    record = CalibrationRecord(read_statistics(checkpoint.supernet.graph_module), measured.ranges)
+    return Frozen(freeze_measured(checkpoint.supernet, plan, graph, measured), samples, record)

@@ -12,7 +12,7 @@ from eqdeploy.float_share import float_share
 from eqdeploy.pipeline.answers import FLOAT, SIMULATED, answer
 from eqdeploy.pipeline.baseline import float_network
 from eqdeploy.pipeline.configuration import CONFIGURATION_FILE, Configuration
-from eqdeploy.pipeline.origin import prove_again
+from eqdeploy.pipeline.origin import prove_again, repeat_calibration
 from eqdeploy.pipeline.proof import Subject, Yardstick, prove
 from eqdeploy.pipeline.records import Records, read_records
 from eqdeploy.pipeline.sources import load_image_sets, load_supernet, shipped_supernets
@@ -135,13 +135,14 @@ def _yardstick(
     recorded = records.report.calibration
     only = None if recorded is None else Statistics(recorded.statistics)
     choice, measured = activate_calibrated(checkpoint, records.subnet, calibration, seed, progress, only=only)
-    classifier = calibrated_classifier(checkpoint, records.subnet)
-    simulated = answer(SIMULATED, classifier, held_out, checkpoint.preprocessing, progress)
     profile = configuration.device_profile(where=CONFIGURATION_FILE)
     plan = resolve(profile, checkpoint.supernet.network, records.subnet)
+    repeated = repeat_calibration(checkpoint, plan, records, calibration, measured, choice.chosen, progress)
+    classifier = calibrated_classifier(checkpoint, records.subnet)
+    simulated = answer(SIMULATED, classifier, held_out, checkpoint.preprocessing, progress)
     costs = count_costs(checkpoint.supernet)
     share = float_share(plan, checkpoint.supernet.network, costs.macs, costs.parameters)
-    origin = prove_again(checkpoint, plan, records, calibration, held_out, measured, choice.chosen, progress)
+    origin = prove_again(checkpoint, plan, records, repeated, held_out, progress)
     return Yardstick(network, float_answers, simulated, share, origin)
 
 
