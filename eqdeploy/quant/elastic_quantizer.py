@@ -68,7 +68,10 @@ class ElasticQuantizer(nn.Module):
     def numbers(self, form: Form) -> tuple[Tensor, Tensor]:
         """Differentiable scale and integer-valued zero-point of a form, each of shape () or (channels,)."""
         exponent = clamp_recoverably(self.log2_scale[form.key], -LARGEST_EXPONENT, LARGEST_EXPONENT)
-        scale = torch.exp2(round_straight_through(exponent) if self.power_of_two else exponent)
+        exponent = round_straight_through(exponent) if self.power_of_two else exponent
+        # In float32 the last bit of exp2 depends on instruction set and size: vectors have another algorithm than what
+        # is left over at their end. Rounded from float64 it is one number everywhere.
+        scale = torch.exp2(exponent.double()).to(exponent.dtype)
         if form.symmetry is Symmetry.SYMMETRIC:
             return scale, torch.zeros_like(scale)
         return scale, round_straight_through(clamp_recoverably(self.zero_point[form.key], form.q_min, form.q_max))

@@ -166,13 +166,12 @@ class _Best:
 
 
 def _sums(values: Tensor) -> Tensor:
-    """Sums over the last axis, the same for any number of threads.
+    """Sums over the last axis, the same for any number of threads and on any processor.
 
-    torch divides the terms of a sum among threads only where the result is a single number. Its partial sums are then
-    float64, so that the float32 result does not show where they were cut.
+    In which order terms are added depends on both. Partial sums are float64, so that the float32 result does not show
+    it.
     """
-    single = values.numel() == values.shape[-1]
-    return values.sum(dim=-1, dtype=torch.float64 if single else values.dtype).to(values.dtype)
+    return values.sum(dim=-1, dtype=torch.float64).to(values.dtype)
 
 
 def _coarse_step(form: Form) -> float:
