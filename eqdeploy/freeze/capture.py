@@ -102,7 +102,7 @@ def _program_to_translate(
             node.target = _ATEN.view.default  # as the decomposition spells it
     if not all(_is_translated(node) for node in program.graph.nodes):
         return None
-    program.run_decompositions = lambda decomp_table=None: program  # type: ignore[method-assign]
+    program.run_decompositions = lambda decomp_table=None: program
     return program
 
 

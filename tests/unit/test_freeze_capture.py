@@ -76,7 +76,8 @@ def test_other_operators_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_cannot_be_written_is_an_error_of_the_users() -> None:
     class Unwritable(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.linalg.eigvals(x).real
+            values: Tensor = torch.linalg.eigvals(x).real
+            return values
 
     with pytest.raises(UnsupportedOperationError, match="torch cannot export this network to ONNX"):
         capture.capture(Unwritable(), (torch.eye(3).repeat(2, 1, 1),))
