@@ -2,7 +2,8 @@
 
 An artifact is written into a hidden folder beside its destination and renamed at the end. Whatever ends the work
 early (an error, Ctrl-C, a termination signal) removes the hidden folder; a killed process or a power cut leaves
-it behind as ``.<name>.partial-…``, which nothing mistakes for a result and anybody may delete.
+it behind as ``.<name>.partial-…``, which nothing mistakes for a result. The next one that writes the same artifact
+removes it: see :mod:`eqdeploy.hidden_folders`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from eqdeploy.artifact_folders import MANIFEST_FILE
 from eqdeploy.errors import EqDeployError, OutputError, ValidationError
+from eqdeploy.hidden_folders import hidden_folder, remove_abandoned
 from eqdeploy.manifest import read_manifest
 
 #: Raises an :class:`OutputError` for a folder that must never be replaced.
@@ -112,16 +114,16 @@ def write_artifact(
     check_destination(directory, force=force, recognize=recognize)
     destination = directory.resolve()
     made = _make_parents(destination.parent)
+    prefix = _hidden_prefix(destination)
     try:
-        temporary = _make_temporary(destination)
-        try:
-            yield temporary
-            _publish(temporary, destination, force=force, recognize=recognize)
-        except EqDeployError as error:
-            error.where = _as_destination(error.where, destination, directory)
-            raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        remove_abandoned(destination.parent, prefix)
+        with hidden_folder(destination.parent, prefix) as temporary:
+            try:
+                yield temporary
+                _publish(temporary, destination, force=force, recognize=recognize)
+            except EqDeployError as error:
+                error.where = _as_destination(error.where, destination, directory)
+                raise
     except OSError as reason:
         _remove_empty(made)
         if isinstance(reason.filename, str) and destination.parent not in Path(reason.filename).absolute().parents:
@@ -166,14 +168,9 @@ def _make_parents(parent: Path) -> list[Path]:
     return missing
 
 
-def _make_temporary(destination: Path) -> Path:
-    """Make an empty folder beside the destination, with the permissions that any new folder gets."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
-    inherited = temporary / "permissions"
-    inherited.mkdir()
-    temporary.chmod(inherited.stat().st_mode & 0o777)
-    inherited.rmdir()
-    return temporary
+def _hidden_prefix(destination: Path) -> str:
+    """Start of the names of the folders in which an artifact is made."""
+    return f".{destination.name}.partial-"
 
 
 def _publish(temporary: Path, destination: Path, *, force: bool, recognize: Recognize) -> None:
@@ -207,7 +204,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 def _as_destination(where: str | None, destination: Path, directory: Path) -> str | None:
     """Replace the hidden folder in the place of an error by the destination, which the user knows."""
-    hidden = re.escape(str(destination.parent / f".{destination.name}.partial-"))
+    hidden = re.escape(str(destination.parent / _hidden_prefix(destination)))
     return where and re.sub(f"{hidden}[^/]*", lambda _: str(directory), where)
 
 

@@ -5,11 +5,14 @@ Exporters turn it into files, the integer reference runs it, validation compares
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from eqdeploy.plan import Coverage
 from eqdeploy.quant.encoding import Encoding
@@ -68,6 +71,14 @@ class FoldedLayer:
     widened_channels: int = 0
 
 
+class Constants(dict[str, NDArray[Any]]):
+    """Arrays by name; unlike a plain dictionary, it can be referred to weakly."""
+
+
+#: Where a model keeps the reference to its constants.
+_HELD = "_constants"
+
+
 @dataclass(frozen=True, eq=False)
 class QuantizedModel:
     """A network with every number that a device needs.
@@ -90,6 +101,23 @@ class QuantizedModel:
     reasons: dict[str, str]
     folded: tuple[FoldedLayer, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def constants(self) -> Constants:
+        """Initializers of the graph that are no parameters, by name.
+
+        Reading them copies them, so all who use them at a time share what is read; nobody, and they are forgotten.
+        """
+        held: weakref.ref[Constants] | None = self.__dict__.get(_HELD)
+        found = None if held is None else held()
+        if found is None:
+            found = Constants(
+                (initializer.name, numpy_helper.to_array(initializer))
+                for initializer in self.graph.graph.initializer
+                if initializer.name not in self.parameters
+            )
+            self.__dict__[_HELD] = weakref.ref(found)
+        return found
 
 
 def operation_of(node_name: str) -> str:

@@ -12,13 +12,10 @@ from onnx import checker, shape_inference
 
 from eqdeploy import __version__
 from eqdeploy.errors import OutputError, ValidationError
-from eqdeploy.large_models import LARGEST_DATA_BYTES
+from eqdeploy.large_models import LARGEST_DATA_BYTES, data_beside, data_bytes
 
 #: Bytes of tensor data from which on the tensors move out by default.
 EXTERNAL_DATA_THRESHOLD = LARGEST_DATA_BYTES
-
-#: Tensors up to this size stay in the model file when the others move out, so that shapes can be inferred.
-_SMALL_TENSOR = 128
 
 
 def write_model(model: ir.Model, directory: Path, name: str, *, external_data_threshold: int) -> tuple[str, ...]:
@@ -41,24 +38,20 @@ def write_model(model: ir.Model, directory: Path, name: str, *, external_data_th
     path = directory / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if tensor_bytes(model) < external_data_threshold:
+        if data_bytes(model) < external_data_threshold:
             proto = ir.to_proto(model)
             checker.check_model(proto, full_check=True)
             path.write_bytes(proto.SerializeToString(deterministic=True))
             return (name,)
         data = f"{path.name}.data"
-        ir.save(model, path, external_data=data, size_threshold_bytes=_SMALL_TENSOR)
+        with data_beside(model, path.parent, data) as proto:
+            path.write_bytes(proto.SerializeToString(deterministic=True))
         checker.check_model(str(path), full_check=True)
     except (checker.ValidationError, shape_inference.InferenceError) as error:
         raise ValidationError(f"the exported graph is not valid ONNX: {_first_line(error)}", where=name) from error
     except OSError as error:
         raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
     return name, (Path(name).parent / data).as_posix()
-
-
-def tensor_bytes(model: ir.Model) -> int:
-    """Bytes of all constants of a model."""
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
 def write_text(text: str, directory: Path, name: str) -> str:
@@ -136,7 +129,9 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def load_ir(path: Path) -> ir.Model:
-    """Load an ONNX file like :func:`load_proto`, as onnx_ir with its metadata and all tensors in memory.
+    """Load an ONNX file like :func:`load_proto`, as onnx_ir with its metadata.
+
+    Tensors in another file are mapped into memory, not read: the file must not change while the model is used.
 
     Raises:
         ValidationError: As :func:`load_proto`, or if external data is too short.
@@ -145,7 +140,10 @@ def load_ir(path: Path) -> ir.Model:
     try:
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, path.parent)
-        return ir.external_data.load_to_model(model)
+        for value in model.graph.initializers.values():
+            if isinstance(tensor := value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+        return model
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError) as error:
         raise ValidationError(f"is inconsistent: {_first_line(error)}", where=str(path)) from error
 

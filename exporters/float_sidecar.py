@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from eqdeploy.errors import ProfileError, ValidationError
-from eqdeploy.exporters.files import tensor_bytes, write_model
+from eqdeploy.exporters.files import write_model
 from eqdeploy.exporters.float_graph import (
     bounds_before_quantization,
     expected_bias_scales,
@@ -34,6 +34,7 @@ from eqdeploy.exporters.float_graph import (
 from eqdeploy.exporters.metadata import EncodingFacts, attach_facts, facts_of
 from eqdeploy.exporters.model_checks import check_model
 from eqdeploy.exporters.opset import OPSETS, convert_opset
+from eqdeploy.large_models import data_bytes
 from eqdeploy.plan import DevicePlan
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quant.form import Form, Symmetry
@@ -328,7 +329,7 @@ def write_float_model(
         ValidationError: If the ONNX checker or shape inference finds a fault.
         OutputError: If a file cannot be written.
     """
-    if tensor_bytes(network) >= external_data_threshold:
+    if data_bytes(network) >= external_data_threshold:
         initializers = network.graph.initializers
         for key in sorted(initializers):
             network.graph.register_initializer(initializers.pop(key))

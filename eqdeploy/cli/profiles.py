@@ -61,9 +61,10 @@ def show_profile(
 ) -> Answer:
     """Show a profile with everything that it inherits; what is printed is a complete profile file."""
     session: Session = context.obj
-    with session.working():
+    with session.bounded([reference]) as progress:
         from eqdeploy.profile import load_profile
 
+        progress.detail(f"reading {reference}")
         profile = load_profile(reference)
     from eqdeploy.cli import views
 
@@ -84,14 +85,14 @@ def validate_profiles(
 ) -> Answer:
     """Check profiles without a network."""
     session: Session = context.obj
-    with session.working():
+    with session.bounded(references) as progress:
         from eqdeploy.profile import load_profile
 
-        rows = [
-            {"reference": reference, "name": profile.name, "digest": profile.digest}
-            for reference in references
-            for profile in [load_profile(reference)]
-        ]
+        rows = []
+        for reference in references:
+            progress.detail(f"reading {reference}")
+            profile = load_profile(reference)
+            rows.append({"reference": reference, "name": profile.name, "digest": profile.digest})
     from eqdeploy.cli import views
 
     return Answer(rows, partial(views.view_rows, ("reference", "name", "digest"), rows))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eqdeploy.cli.limits import bound_memory, command_limits, machine_memory
+from eqdeploy.cli.limits import Limits, bound_memory, command_limits, machine_memory
 from eqdeploy.cli.signs_of_life import ReportedProgress, SignsOfLife
 from eqdeploy.errors import EqDeployError
 from eqdeploy.text import printable
@@ -115,9 +115,32 @@ class Session:
             if self.signs is None:
                 yield progress
                 return
-            limits = command_limits(os.environ, machine_memory(), foreign)
-            self.memory = limits.memory
-            if limits.memory is not None and not bound_memory(limits.memory):
-                progress.detail("this system does not bound the memory of a process")
+            limits = self._bound_memory(foreign, progress)
             self.signs.begin(self.command or "", limits.seconds)
             yield ReportedProgress(progress, self.signs.give)
+
+    @contextmanager
+    def bounded_in_memory(self) -> Iterator[PlainProgress | SilentProgress]:
+        """Open a context for library calls that may take only so much memory, for as long as they like.
+
+        A training has no bound in time: code of the user's is compiled and run in it, and its processes wait for
+        one another.
+
+        Yields:
+            The listener to hand to them.
+
+        Raises:
+            UsageError: If the environment sets a limit that is none.
+        """
+        with self.working() as progress:
+            if self.signs is not None:
+                self._bound_memory(None, progress)
+            yield progress
+
+    def _bound_memory(self, foreign: Iterable[str | Path] | None, progress: Progress) -> Limits:
+        """Let the system bound the memory of this process; returns all limits of the command."""
+        limits = command_limits(os.environ, machine_memory(), foreign)
+        self.memory = limits.memory
+        if limits.memory is not None and not bound_memory(limits.memory):
+            progress.detail("this system does not bound the memory of a process")
+        return limits

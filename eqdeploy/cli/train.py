@@ -102,7 +102,7 @@ def train(
         resume=resume,
         force=force,
     )
-    with session.working() as progress:
+    with session.bounded_in_memory() as progress:
         from eqdeploy import pipeline
         from eqdeploy.cli.training_view import TrainingView
         from eqdeploy.training.workers import join_workers

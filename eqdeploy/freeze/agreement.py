@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.freeze.affine import channel_affine, to_numpy
 from eqdeploy.freeze.folding import expand
-from eqdeploy.large_models import loadable
+from eqdeploy.large_models import session_source
 from eqdeploy.supernet.inputs import Inputs, parts, positional, probe
 from eqdeploy.supernet.modes import evaluation_mode
 from eqdeploy.supernet.supernet import Supernet
@@ -44,12 +44,12 @@ def folded_values(supernet: Supernet) -> dict[str, NDArray[np.float32]]:
     return values
 
 
-def check_agreement(supernet: Supernet, graph: onnx.ModelProto, inputs: Inputs | None = None) -> None:
+def check_agreement(supernet: Supernet, graph: ir.Model, inputs: Inputs | None = None) -> None:
     """Compare a float graph with the float network on random values.
 
     Args:
         supernet: The network; its active subnet stays active.
-        graph: Its graph, filled with :func:`folded_values`.
+        graph: Its graph, holding :func:`folded_values`.
         inputs: What to compare on; None for random values in the shape of the network's input.
 
     Raises:
@@ -59,10 +59,10 @@ def check_agreement(supernet: Supernet, graph: onnx.ModelProto, inputs: Inputs |
     recorder = _Recorder(supernet)
     with torch.no_grad(), evaluation_mode(supernet):
         expected = recorder.values(random)
-    outputs = [value.name for value in graph.graph.output if value.name in expected]
+    outputs = [str(value.name) for value in graph.graph.outputs if value.name in expected]
     if all(map(_agree, (expected[name] for name in outputs), _run(graph, outputs, random))):
         return
-    computed = {name for node in graph.graph.node for name in node.output}
+    computed = {value.name for node in graph.graph for value in node.outputs}
     names = [name for name, tensor in expected.items() if name in computed and tensor.is_floating_point()]
     found = dict(zip(names, _run(graph, names, random), strict=True))
     first = next((name for name in names if not _agree(expected[name], found[name])), outputs[0])
@@ -104,19 +104,15 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-def _run(graph: onnx.ModelProto, names: list[str], inputs: Inputs) -> list[NDArray[Any]]:
+def _run(graph: ir.Model, names: list[str], inputs: Inputs) -> list[NDArray[Any]]:
     """Tensors of a graph for one batch."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
-    present = {value.name for value in copy.graph.output}
-    copy.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in present
-    )
+    present = {value.name for value in graph.graph.outputs}
+    more = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in present]
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = _FATAL
-    with loadable(copy) as source:
+    with session_source(graph, more) as source:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     feeds = {read.name: part.numpy() for read, part in zip(session.get_inputs(), parts(inputs), strict=True)}
     results: list[NDArray[Any]] = session.run(names, feeds)

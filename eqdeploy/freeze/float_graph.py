@@ -60,18 +60,29 @@ class FloatGraph:
             KeyError: If a name is no initializer.
             ValueError: If a shape or dtype differs.
         """
+        with self.holding(values) as model:
+            return ir.serde.serialize_model(model)
+
+    @contextmanager
+    def holding(self, values: Mapping[str, NDArray[Any]]) -> Iterator[ir.Model]:
+        """Open a context in which the graph holds new values of initializers; nothing is copied.
+
+        Raises:
+            KeyError: If a name is no initializer.
+            ValueError: If a shape or dtype differs.
+        """
         initializers = self._model.graph.initializers
         originals = {name: initializers[name].const_value for name in values}
         for name, array in values.items():
             old = originals[name]
             assert old is not None  # every initializer of an exported graph has a value
-            if tuple(old.shape) != array.shape or old.numpy().dtype != array.dtype:
+            if tuple(old.shape) != array.shape or old.dtype.numpy() != array.dtype:
                 raise ValueError(f"{name}: {array.dtype}{array.shape} does not fit {old.dtype}{tuple(old.shape)}")
         try:
             for name, array in values.items():
                 # Not ascontiguousarray: it would turn a scalar into a vector.
                 initializers[name].const_value = ir.Tensor(np.asarray(array, order="C"), name=name)
-            return ir.serde.serialize_model(self._model)
+            yield self._model
         finally:
             for name, value in originals.items():
                 initializers[name].const_value = value
@@ -106,7 +117,8 @@ def export_float_graph(supernet: Supernet) -> FloatGraph:
     _name_nodes(model.graph, supernet.network, parameters)
     _strip(model)
     graph = FloatGraph(model)
-    check_agreement(supernet, graph.filled(folded_values(supernet)))
+    with graph.holding(folded_values(supernet)) as filled:
+        check_agreement(supernet, filled)
     return graph
 
 

@@ -55,7 +55,8 @@ def free_size(supernet: Supernet, graph: FloatGraph, model: nn.Module) -> FloatG
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
         freed = FloatGraph(ir.serde.deserialize_model(inferred))
-        check_agreement(supernet, freed.filled(folded_values(supernet)), larger)
+        with freed.holding(folded_values(supernet)) as filled:
+            check_agreement(supernet, filled, larger)
     except UnsupportedOperationError as error:
         raise UnsupportedOperationError(
             f"the graph is of one size only: {error.message}", where=error.where, hint=_HINT

@@ -126,8 +126,30 @@ def in_double(module: nn.Module) -> nn.Module:
 
     The supernet rounds that bias to the grid of its own scales; here it is the device's grid that counts.
     """
-    double = copy.deepcopy(module).cpu().double().eval()
-    for part in double.modules():
+    return convert_to_double(copy.deepcopy(module).cpu())
+
+
+def convert_to_double(module: nn.Module) -> nn.Module:
+    """Convert a module, as :func:`in_double` does with a copy.
+
+    Tables that are only looked up stay as they are: no operation rounds what comes out of them, and in float64 the
+    largest of all weights would take twice its memory.
+
+    Args:
+        module: Is changed; its parameters are replaced, not converted in place.
+
+    Returns:
+        The same module.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Embedding) and part.max_norm is None:
+            continue
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if parameter.is_floating_point():
+                setattr(part, name, nn.Parameter(parameter.detach().double(), requires_grad=False))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            if buffer.is_floating_point():
+                setattr(part, name, buffer.double())
         if isinstance(part, FoldedNorm):
             part.accumulator_scale = torch.zeros_like(part.bias)
-    return double
+    return module.eval()

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 from torch import Tensor
 
 from eqdeploy.origin.checks import Fault, OriginCheck
@@ -50,8 +48,8 @@ class _Numbers:
 
     name: str
     what: str
-    held: NDArray[np.float64]
-    again: NDArray[np.float64]
+    held: NDArray[np.generic]
+    again: NDArray[np.generic]
     integers: bool
 
     def differs(self) -> int:
@@ -62,15 +60,16 @@ class _Numbers:
 
     def drifted(self) -> bool:
         """Whether all differences may come from another order of float32 additions."""
-        distance = np.abs(self.held - self.again)
-        if self.what == "codes" and self.held.size:
-            many = np.count_nonzero(distance) > max(1.0, _MOVED * self.held.size)
-            wide = np.abs(self.again).max() > 256  # a bias: int32, fine steps
-            reach = 1 + DRIFT * np.abs(self.again) if wide else np.ones_like(distance)
+        held, again = (array.astype(np.float64) for array in (self.held, self.again))
+        distance = np.abs(held - again)
+        if self.what == "codes" and held.size:
+            many = np.count_nonzero(distance) > max(1.0, _MOVED * held.size)
+            wide = np.abs(again).max() > 256  # a bias: int32, fine steps
+            reach = 1 + DRIFT * np.abs(again) if wide else np.ones_like(distance)
             return bool((distance <= reach).all()) and (wide or not many)
         if self.integers:
             return bool((distance <= 1).all())
-        return bool((distance <= DRIFT * np.abs(self.again)).all())
+        return bool((distance <= DRIFT * np.abs(again)).all())
 
 
 def compare_repeated(held: QuantizedModel, again: QuantizedModel, *, same_arithmetic: bool) -> OriginCheck:
@@ -143,9 +142,9 @@ def _all_numbers(held: QuantizedModel, again: QuantizedModel) -> Iterator[_Numbe
         yield _numbers(name, "zero-points", encoding.zero_point, other.zero_point)
     for name, parameter in held.parameters.items():
         yield _numbers(name, "codes", parameter.codes, again.parameters[name].codes)
-    theirs = _constants(again.graph)
-    for name, constant in _constants(held.graph).items():
-        if name in theirs and name not in held.parameters and constant.dtype.kind == "f":
+    theirs = again.constants
+    for name, constant in held.constants.items():
+        if name in theirs and constant.dtype.kind == "f":
             yield _numbers(name, "constants", constant, theirs[name])
     rows = {row.layer: row for row in again.folded}
     for row in held.folded:
@@ -157,9 +156,5 @@ def _all_numbers(held: QuantizedModel, again: QuantizedModel) -> Iterator[_Numbe
 
 def _numbers(name: str, what: str, held: NDArray[np.generic], again: NDArray[np.generic]) -> _Numbers:
     shape = np.broadcast_shapes(held.shape, again.shape) if held.size and again.size else held.shape
-    left, right = (np.broadcast_to(array.astype(np.float64), shape) for array in (held, again))
+    left, right = (np.broadcast_to(array, shape) for array in (held, again))
     return _Numbers(name, what, left, right, integers=held.dtype.kind in "iu")
-
-
-def _constants(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
-    return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from eqdeploy.origin.layers import LayerTarget, in_double
+from eqdeploy.origin.layers import LayerTarget, convert_to_double
 from eqdeploy.quantized_model import QuantizedTensor
+from eqdeploy.supernet.copies import copy_sharing_weights
 from eqdeploy.supernet.inputs import positional, to_inputs
 from eqdeploy.supernet.operations import vanishes
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
@@ -33,12 +33,12 @@ class Simulation:
     def __init__(
         self, supernet: Supernet, targets: Mapping[str, LayerTarget], activations: Mapping[str, QuantizedTensor]
     ) -> None:
-        copied = copy.deepcopy(supernet).eval()
+        copied = copy_sharing_weights(supernet).eval()
         copied.deactivate()
         for name, module in list(copied.graph_module.named_modules()):
             if name in targets:
                 module.weight = nn.Parameter(torch.from_numpy(targets[name].trained), requires_grad=False)
-        self._graph_module = in_double(copied.graph_module)
+        self._graph_module = convert_to_double(copied.graph_module)
         self._names = frozenset(tensor.name for tensor in supernet.network.tensors)
         self._activations = activations
 
@@ -66,11 +66,11 @@ class Simulation:
         interpreter = _Interpreter(graph_module, self._activations, read)
         result = interpreter.run(*positional(graph_module.graph, to_inputs(images)))
         values = {
-            node.name: value.numpy()
+            node.name: _in_double(value)
             for node, value in interpreter.env.items()
             if node.name in self._names and isinstance(value, Tensor)
         }
-        outputs = tuple(value.numpy() for value in _tensors(result))
+        outputs = tuple(map(_in_double, _tensors(result)))
         return values, outputs
 
 
@@ -110,6 +110,12 @@ class _Interpreter(fx.Interpreter):
         module = self.module
         assert isinstance(module, fx.GraphModule)
         return node.op not in ("placeholder", "get_attr", "output") and vanishes(module, node)
+
+
+def _in_double(value: Tensor) -> NDArray[Any]:
+    """Values for a comparison: what was looked up in a table is float32 still."""
+    array: NDArray[Any] = (value.double() if value.is_floating_point() else value).numpy()
+    return array
 
 
 def _tensors(value: object) -> list[Tensor]:

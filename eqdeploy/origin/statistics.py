@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from eqdeploy.data.augmentation import Augmentation, Variation
 from eqdeploy.origin.checks import Fault, OriginCheck
 from eqdeploy.quant.initialize import subsample
 from eqdeploy.subnet import SubnetConfig
+from eqdeploy.supernet.copies import copy_sharing_weights
 from eqdeploy.supernet.inputs import Inputs, call, concatenate, positional, to_inputs
 from eqdeploy.supernet.statistics import read_statistics
 from eqdeploy.supernet.supernet import Supernet
@@ -76,7 +76,7 @@ def compare_statistics(supernet: Supernet, subnet: SubnetConfig, evidence: Calib
     for name, norm in norms.items():
         text = _pooled_fault(norm, moments.get(name, ()))
         faults += [(name, text)] if text else []
-    copied = copy.deepcopy(supernet)
+    copied = copy_sharing_weights(supernet)
     copied.activate(subnet)
     parts = _parts(len(images))
     again = sorted({0, len(parts) // 2}) if norms else []
@@ -119,7 +119,7 @@ def compare_samples(supernet: Supernet, subnet: SubnetConfig, evidence: Calibrat
     samples = evidence.samples
     if not samples:
         return OriginCheck.of("samples", "no range was calibrated", [])
-    copied = copy.deepcopy(supernet).eval()
+    copied = copy_sharing_weights(supernet).eval()
     copied.activate(subnet)
     first = to_inputs(evidence.preprocessing.apply(evidence.images.images[:BATCH_SIZE]))
     views = SoftmaxViews(copied.graph_module, ENCODED_DEPTH)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 from typing import Any
 
@@ -15,6 +14,7 @@ from eqdeploy.data import LabelledImages
 from eqdeploy.pipeline.subnets import activate_calibrated
 from eqdeploy.progress import Progress
 from eqdeploy.supernet.checkpoint import Checkpoint
+from eqdeploy.supernet.copies import copy_sharing_weights
 from eqdeploy.supernet.inputs import positional, to_inputs
 from eqdeploy.supernet.supernet import Supernet
 from eqdeploy.supernet.visibility import COMPARED_DEPTH, SoftmaxViews
@@ -26,11 +26,11 @@ class FloatNetwork:
     """A copy of a supernet that computes the float network and shows its tensors.
 
     Args:
-        supernet: Is copied, with its BatchNorm statistics as they are now.
+        supernet: Is copied, with its BatchNorm statistics as they are now. Its weights must not change afterwards.
     """
 
     def __init__(self, supernet: Supernet) -> None:
-        self._supernet = copy.deepcopy(supernet).eval().requires_grad_(requires_grad=False)
+        self._supernet = copy_sharing_weights(supernet).eval()
         self._supernet.deactivate()
 
     @property

@@ -202,12 +202,23 @@ def save_checkpoint(supernet: Supernet, metadata: CheckpointMetadata, path: Path
     Raises:
         OutputError: If the file cannot be written.
     """
-    tensors = {  # clones: safetensors refuses tensors that share memory
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in sorted(own_tensors(supernet.graph_module)[0].items())
-    }
+    tensors = _apart(own_tensors(supernet.graph_module)[0])
     tensors |= {} if probes is None else probes.tensors()
     write_atomically(path, _serialize(tensors, metadata))
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state by name in order; copies of those that share memory, which safetensors refuses."""
+    apart: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in sorted(state.items()):
+        kept = tensor.detach().cpu().contiguous()
+        storage = kept.untyped_storage()
+        if storage.data_ptr() in memory or storage.nbytes() != kept.nbytes:
+            kept = kept.clone()
+        memory.add(storage.data_ptr())
+        apart[name] = kept
+    return apart
 
 
 def checkpoint_digest(path: Path) -> str:
@@ -223,7 +234,8 @@ def checkpoint_digest(path: Path) -> str:
     tensors = _read(path, lambda stream: {name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118
     probes = Probes.taken_from(tensors, where=str(path))
     if probes is None and metadata.training_data is None:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     bare = metadata.model_copy(update={"training_data": None})
     return hashlib.sha256(_serialize(tensors, bare)).hexdigest()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eqdeploy.supernet.copies import copy_sharing_weights, copy_without_data
 from eqdeploy.supernet.inputs import Inputs, map_inputs, positional
 from eqdeploy.supernet.supernet import ACTIVATION_QUANTIZERS, Supernet
 
@@ -38,10 +38,10 @@ def count_costs(supernet: Supernet) -> NetworkCosts:
     example = map_inputs(lambda part: part[:1], supernet.example)
     try:
         # Without data it takes no time, and torch has no fused kernels there that its counter does not know.
-        bare = copy.deepcopy(supernet).to("meta").eval()
+        bare = copy_without_data(supernet).eval()
         macs = _count(bare, map_inputs(lambda part: part.to("meta"), example))
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
-        macs = _count(copy.deepcopy(supernet).eval(), example)
+        macs = _count(copy_sharing_weights(supernet).eval(), example)
     return NetworkCosts(macs=macs, parameters=_other_parameters(supernet))
 
 

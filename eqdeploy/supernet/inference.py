@@ -12,7 +12,6 @@ another order.
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
@@ -25,6 +24,7 @@ from eqdeploy.network import NetworkDescription, OpKind
 from eqdeploy.quant.affine import dequantize, quantize, quantize_dequantize
 from eqdeploy.quant.form import Form
 from eqdeploy.subnet import SubnetConfig
+from eqdeploy.supernet.copies import copy_sharing_weights
 from eqdeploy.supernet.inputs import Inputs, call
 from eqdeploy.supernet.layers import ElasticLayer
 from eqdeploy.supernet.operations import BATCH_NORM_MODULES
@@ -98,9 +98,10 @@ class InferenceNetwork:
     """
 
     def __init__(self, supernet: Supernet, *, cache_bytes: int = WEIGHT_CACHE_BYTES) -> None:
-        self._supernet = copy.deepcopy(supernet).eval().requires_grad_(requires_grad=False)
+        latent = dict(supernet.latent_weights())
+        self._supernet = copy_sharing_weights(supernet, but=latent.values()).eval()
         _separate_float_readers(self._supernet)
-        self._latent = {name: weight.detach().clone() for name, weight in self._supernet.latent_weights()}
+        self._latent = {name: weight.detach() for name, weight in latent.items()}
         self._weights: dict[tuple[str, Form], Tensor] = {}
         self._numbers: dict[tuple[str, Form], _Numbers] = {}
         self._room = cache_bytes

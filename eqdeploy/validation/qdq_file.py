@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import external_data_helper, helper, numpy_helper
 
@@ -100,13 +101,11 @@ class QdqFile:
 
     Attributes:
         path: The file.
-        proto: Its content, all tensors in memory.
-        stored: Its content as it is stored: tensors in other files are named, not read.
+        proto: Its content as it is stored: tensors in other files are named, not read.
     """
 
     path: Path
     proto: onnx.ModelProto
-    stored: onnx.ModelProto
 
     @staticmethod
     def load(path: Path) -> QdqFile:
@@ -115,14 +114,7 @@ class QdqFile:
         Raises:
             ValidationError: If it is missing, damaged, no valid ONNX, or refers to tensors outside its folder.
         """
-        stored = load_proto(path)
-        proto = onnx.ModelProto()
-        proto.CopyFrom(stored)
-        try:
-            external_data_helper.load_external_data_for_model(proto, str(path.parent))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ValidationError(f"its external data cannot be read: {error}", where=str(path)) from error
-        return QdqFile(path, proto, stored)
+        return QdqFile(path, load_proto(path))
 
     @cached_property
     def constants(self) -> dict[str, NDArray[Any]]:
@@ -142,8 +134,13 @@ class QdqFile:
     def _array(self, tensor: onnx.TensorProto, name: str) -> NDArray[Any]:
         """The array that a tensor holds, which the ONNX checker does not look at."""
         try:
+            if external_data_helper.uses_external_data(tensor):
+                held = ir.from_proto(tensor)
+                assert isinstance(held, ir.ExternalTensor)
+                held.base_dir = self.path.parent
+                return held.numpy()  # mapped, not read
             return numpy_helper.to_array(tensor)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise ValidationError(f"holds no array: {error}", where=f"{self.path}: {name}") from error
 
     @cached_property

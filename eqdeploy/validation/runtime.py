@@ -281,7 +281,7 @@ class ObservedModel:
         self._folder = file.path.parent
         self._plain, self.graph = self._load(file.path)
         self._values = {name: chain.codes for name, chain in chains.items()}
-        self._observed, seen = self._load(_expose(file.stored, self._values, chains))
+        self._observed, seen = self._load(_expose(file.proto, self._values, chains))
         self.exposure = Exposure.MODEL
         if seen.arithmetic() != self.graph.arithmetic():
             fused = self._exposed_after_fusion(file)

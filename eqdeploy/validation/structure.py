@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -162,4 +163,5 @@ def _in_opset(graph: Graph, opset: int) -> Graph:
 
 def _constant(name: str, array: NDArray[Any]) -> Source:
     """A constant by its content; the name comes last but for messages and is the same in both."""
-    return ("the constant", name, str(array.dtype), str(array.shape), array.tobytes().hex())
+    digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    return ("the constant", name, str(array.dtype), str(array.shape), digest)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Parts of the library; each imports only from those before it, at the top of a file or inside a function.
 LAYERS = (
     ("text",),
-    ("artifact_folders", "errors", "progress", "readable", "requests"),
+    ("artifact_folders", "errors", "hidden_folders", "progress", "readable", "requests"),
     ("files",),
     ("json_file", "large_models"),
     ("yaml_file", "manifest", "inspection"),

@@ -101,6 +101,12 @@ class ExactNumbers:
         """Outputs of one operation."""
         return self._handlers.get(operation.op_type, self._other)(operation, inputs)
 
+    def numbers(self, value: ExactValue | None) -> NDArray[Any]:
+        """The numbers of a value, without their error."""
+        if value is None:
+            raise ValueError("an input is missing")
+        return estimate(value).value
+
     def _linear(self, operation: Operation, inputs: Sequence[ExactValue | None]) -> list[Estimate]:
         """Multiply and accumulate: γ of the number of terms times the sum of their magnitudes."""
         data, weight, bias = [*inputs, None][:3]

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from eqdeploy.errors import DataError, UnsupportedOperationError, ValidationError
 from eqdeploy.quant.encoding import Encoding
@@ -78,6 +78,13 @@ class Semantics(Protocol[ValueT]):
         """Outputs of one operation."""
         ...
 
+    def numbers(self, value: ValueT | None) -> NDArray[Any]:
+        """The numbers of a value: indices, for example."""
+        ...
+
+
+#: The operation that looks up entries of its first input.
+_LOOK_UP = "Gather"
 
 #: Called with the name and the unquantized value of an encoded tensor; returns the codes that its readers see.
 Encode = Callable[[str, ValueT], NDArray[np.int32]]
@@ -152,11 +159,18 @@ class Graph:
     @cached_property
     def constants(self) -> dict[str, NDArray[Any]]:
         """Initializers without an encoding, by name."""
-        return {
-            initializer.name: numpy_helper.to_array(initializer)
-            for initializer in self.model.graph.graph.initializer
-            if initializer.name not in self.model.parameters
+        return self.model.constants
+
+    @cached_property
+    def tables(self) -> dict[str, NDArray[Any]]:
+        """Those of :attr:`constants` of which operations only look up entries."""
+        others = {
+            name
+            for operation in self.operations
+            for name in (operation.inputs[1:] if operation.op_type == _LOOK_UP else operation.inputs)
         }
+        others.update(self.output_names)
+        return {name: array for name, array in self.constants.items() if name not in others}
 
     @cached_property
     def producers(self) -> dict[str, Operation]:
@@ -203,7 +217,9 @@ class Walk(Generic[ValueT]):
     def __init__(self, graph: Graph, semantics: Semantics[ValueT]) -> None:
         self.graph = graph
         self.semantics = semantics
-        self._constants = {name: semantics.constant(array) for name, array in graph.constants.items()}
+        self._constants = {
+            name: semantics.constant(array) for name, array in graph.constants.items() if name not in graph.tables
+        }
         self._constants.update({name: semantics.parameter(item) for name, item in graph.model.parameters.items()})
 
     def run(
@@ -242,8 +258,7 @@ class Walk(Generic[ValueT]):
             for name, column in graph.columns(images).items():
                 define(name, semantics.image(column))
             for operation in operations:
-                inputs = [self._read(operation, name, values, codes) for name in operation.inputs]
-                for name, value in zip(operation.outputs, semantics.apply(operation, inputs), strict=False):
+                for name, value in zip(operation.outputs, self._apply(operation, values, codes), strict=False):
                     if name:
                         define(name, value)
                 for name in operation.inputs:
@@ -251,6 +266,21 @@ class Walk(Generic[ValueT]):
                     if remaining[name] <= 0 and name not in wanted:
                         values.pop(name, None)
         return {name: values[name] for name in wanted if name in values}
+
+    def _apply(
+        self, operation: Operation, values: Mapping[str, ValueT], codes: Mapping[str, NDArray[np.int32]]
+    ) -> Sequence[ValueT]:
+        """Outputs of one operation; of a table, only the entries that are looked up become values."""
+        table = self.graph.tables.get(operation.inputs[0]) if operation.inputs else None
+        inputs = [self._read(operation, name, values, codes) for name in operation.inputs[0 if table is None else 1 :]]
+        if table is None:
+            return self.semantics.apply(operation, inputs)
+        try:
+            indices = self.semantics.numbers(inputs[0])
+            entries = np.take(table, indices, axis=int(operation.attribute("axis", 0)))
+        except (LookupError, TypeError, ValueError) as error:
+            raise operation.unsupported(str(error)) from error
+        return [self.semantics.constant(entries)]
 
     def _read(
         self, operation: Operation, name: str, values: Mapping[str, ValueT], codes: Mapping[str, NDArray[np.int32]]

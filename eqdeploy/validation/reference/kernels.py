@@ -81,6 +81,12 @@ class IntegerKernels:
             raise operation.unsupported("its first input is missing")
         return handler(operation, inputs)
 
+    def numbers(self, value: Value | None) -> NDArray[Any]:
+        """The real numbers of a value."""
+        if value is None:
+            raise ValueError("an input is missing")
+        return value.real()
+
     def _float(self, operation: Operation, inputs: Sequence[Value | None]) -> list[Value]:
         """Any operation in float64."""
         arrays = [None if value is None else as_float64(value.real()) for value in inputs]

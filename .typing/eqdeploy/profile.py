@@ -1,0 +1,1 @@
+/opt/eq/wt/large/eqdeploy/profile.py
