@@ -164,7 +164,7 @@ def _constant_digest(tensor: onnx.TensorProto) -> str:
     """SHA-256 of a constant's type, shape and values (little-endian, row-major)."""
     array = numpy_helper.to_array(tensor)
     digest = hashlib.sha256(f"{tensor.data_type} {list(array.shape)} ".encode())
-    digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
+    digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -175,4 +175,4 @@ def _node_digest(node: onnx.NodeProto) -> str:
 
 def _digest(codes: NDArray[np.int32]) -> str:
     """SHA-256 of integer codes."""
-    return hashlib.sha256(np.ascontiguousarray(codes, dtype="<i4").reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(codes, dtype="<i4").reshape(-1).view(np.uint8).data).hexdigest()

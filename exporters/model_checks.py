@@ -38,7 +38,7 @@ def check_model(model: QuantizedModel, graph: ir.Graph) -> None:
         value = graph.initializers.get(name)
         if value is None or value.const_value is None or value in graph.inputs or value.is_graph_output():
             raise ValidationError("is not a constant initializer of the graph", where=name)
-        shape = tuple(value.const_value.shape)
+        shape = value.const_value.shape.numpy()
         if parameter.codes.shape != shape or parameter.codes.dtype != np.int32:
             raise ValidationError(
                 f"codes are {parameter.codes.dtype} {parameter.codes.shape}, the initializer needs int32 {shape}",

@@ -106,7 +106,7 @@ def _convert_with_onnx(model: ir.Model, opset: int, obstacle: ir.Node) -> ir.Mod
         if tensor is None or not tensor.dtype.is_floating_point():
             continue
         held_back[name] = tensor
-        value.dtype, value.shape, value.const_value = tensor.dtype, ir.Shape(tensor.shape), None
+        value.dtype, value.shape, value.const_value = tensor.dtype, ir.Shape(tensor.shape.numpy()), None
         model.graph.inputs.append(model.graph.initializers.pop(name))
     try:
         converted = to_ir(version_converter.convert_version(ir.to_proto(model), opset))

@@ -135,10 +135,8 @@ class QdqFile:
         """The array that a tensor holds, which the ONNX checker does not look at."""
         try:
             if external_data_helper.uses_external_data(tensor):
-                held = ir.from_proto(tensor)
-                assert isinstance(held, ir.ExternalTensor)
-                held.base_dir = self.path.parent
-                return held.numpy()  # mapped, not read
+                # Mapped, not read.
+                return ir.serde.deserialize_tensor(tensor, base_path=self.path.parent).numpy()
             return numpy_helper.to_array(tensor)
         except (ValueError, TypeError, OSError) as error:
             raise ValidationError(f"holds no array: {error}", where=f"{self.path}: {name}") from error

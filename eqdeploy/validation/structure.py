@@ -163,5 +163,5 @@ def _in_opset(graph: Graph, opset: int) -> Graph:
 
 def _constant(name: str, array: NDArray[Any]) -> Source:
     """A constant by its content; the name comes last but for messages and is the same in both."""
-    digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
     return ("the constant", name, str(array.dtype), str(array.shape), digest)

@@ -57,8 +57,16 @@ def test_a_model_that_takes_forever_to_load(eqdeploy: Run, tmp_path: Path) -> No
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("variable", ["EQDEPLOY_MEMORY_LIMIT", "EQDEPLOY_TIMEOUT"])
-def test_a_limit_that_is_none(eqdeploy: Run, variable: str) -> None:
-    done = eqdeploy("inspect", "x.onnx", variables={variable: "lots"})
+@pytest.mark.parametrize(
+    ("variable", "command"),
+    [
+        ("EQDEPLOY_MEMORY_LIMIT", ("inspect", "x.onnx")),
+        ("EQDEPLOY_TIMEOUT", ("inspect", "x.onnx")),
+        ("EQDEPLOY_MEMORY_LIMIT", ("train", "x.yaml")),
+        ("EQDEPLOY_TIMEOUT", ("profiles", "show", "x.yaml")),
+    ],
+)
+def test_a_limit_that_is_none(eqdeploy: Run, variable: str, command: tuple[str, ...]) -> None:
+    done = eqdeploy(*command, variables={variable: "lots"})
     assert done.returncode == UsageError.exit_code
     assert done.stderr.startswith(f"error: {variable}: 'lots' is not a ")
