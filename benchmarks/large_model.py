@@ -1,6 +1,6 @@
 """Take a network of more than 2 GiB through save, export, validate, eval and inspect; say what it takes.
 
-    python benchmarks/large_model.py {table|linear} [--gib 2.1] [--profile NAME] [--folder DIR]
+    EQDEPLOY_MEMORY_LIMIT=none python benchmarks/large_model.py {table|linear} [--gib 2.1] [--profile NAME]
 
 ``table`` is large by an embedding, which stays float: the file itself exceeds 2 GiB, and its tensors lie beside it.
 ``linear`` is large by one quantized layer: in the file are 8-bit integers, a quarter of its weights.

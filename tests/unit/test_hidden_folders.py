@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def test_a_folder_is_removed_when_its_owner_is_dead_and_not_before(tmp_path: Pat
 
 
 def test_a_folder_that_was_taken_for_abandoned_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make, made = tempfile.mkdtemp, []
+    make: Callable[..., str] = tempfile.mkdtemp
+    made: list[str] = []
 
     def make_and_lose_the_first(**arguments: Any) -> str:
         made.append(make(**arguments))
