@@ -55,7 +55,8 @@ class _Numbers:
     def differs(self) -> int:
         """Number of entries that differ; a figure differs if it is further off than a sum in another order."""
         if self.what == _FIGURES:
-            return int(np.count_nonzero(~(np.abs(self.held - self.again) <= _NORMS * np.abs(self.again))))
+            held, again = (array.astype(np.float64) for array in (self.held, self.again))
+            return int(np.count_nonzero(~(np.abs(held - again) <= _NORMS * np.abs(again))))
         return int(np.count_nonzero(self.held != self.again))
 
     def drifted(self) -> bool:
