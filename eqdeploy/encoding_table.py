@@ -83,8 +83,8 @@ def check_encodings(directory: Path, model: QuantizedModel) -> None:
         ValidationError: If the file is missing or damaged, or an entry differs; names the first one.
     """
     path = directory / ENCODINGS_FILE
-    expected = encoding_table(model)
-    for section, table in _read_table(path).items():
+    found, expected = _read_table(path), encoding_table(model)
+    for section, table in found.items():
         for name in (*expected[section], *table):
             if table.get(name) != expected[section].get(name):
                 raise ValidationError("the model file and the table of encodings disagree", where=f"{path}: {name}")

@@ -1,1 +1,0 @@
-/opt/eq/wt/large/eqdeploy/quantized_model.py
