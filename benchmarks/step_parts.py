@@ -25,7 +25,7 @@ from eqdeploy.training.optimizer import clip_gradients
 from eqdeploy.training.sampling import sample_sandwich
 from eqdeploy.training.settings import FormSampling, Precision
 
-REPEATS = 15
+REPEATS = 7
 
 
 class Parts:
