@@ -35,11 +35,6 @@ BATCH_IMAGES = 64
 #: Images that are also run one at a time, as a device runs them.
 SINGLE_IMAGES = 2
 
-#: How far from the reference's, root mean square, outputs may be whose codes were not seen: twice as far as those that
-#: the codes explain, which are another draw of the same rounding, or a hundredth of their own size, where that draw
-#: happened to round nothing.
-_FARTHER, _SMALL = 2.0, 0.01
-
 #: Is shown the images of a batch and what the reference computes for them.
 Watch = Callable[[NDArray[Any], ReferenceResult], None]
 
@@ -155,7 +150,6 @@ class _Tally:
     decisions_differing: int = 0
     output_difference: float = 0.0
     outputs_explained: bool = True
-    disturbed: bool = False
     saturated: list[str] = field(default_factory=list)
 
     def add(self, observed: ObservedModel, examiner: Examiner, images: NDArray[Any], expected: ReferenceResult) -> None:
@@ -171,14 +165,9 @@ class _Tally:
             if output is None or output.shape != wanted.shape:
                 raise ParityError(f"the exported model does not return an array of shape {wanted.shape}", where=name)
             self._add_decisions(wanted, output)
-            explained = examiner.output_is_explained(images, name, seen.codes, output)
-            own = seen.outputs[name]
-            if not explained and not np.array_equal(own, output):
-                # Observing changed the arithmetic: the codes that were seen belong to other outputs.
-                self.disturbed = True
-                explained = examiner.output_is_explained(images, name, seen.codes, own) and _as_near(
-                    output, own, wanted
-                )
+            # Where observing changed the fusion, the codes that were seen belong to other outputs.
+            own = seen.outputs[name] if observed.exposure is Exposure.DISTURBING else output
+            explained = examiner.output_is_explained(images, name, seen.codes, own)
             self.outputs_explained = self.outputs_explained and explained
 
     def _add_decisions(self, wanted: NDArray[np.float32], output: NDArray[Any]) -> None:
@@ -193,7 +182,7 @@ class _Tally:
         return LevelParity(
             level=level,
             tensors=self.tensors,
-            exposure=Exposure.DISTURBING if self.disturbed else observed.exposure,
+            exposure=observed.exposure,
             decisions=self.decisions,
             decisions_differing=self.decisions_differing,
             output_difference=self.output_difference,
@@ -202,16 +191,6 @@ class _Tally:
             saturated=tuple(dict.fromkeys(self.saturated)),
             min_agreement=self.min_agreement,
         )
-
-
-def _as_near(unseen: NDArray[Any], seen: NDArray[Any], wanted: NDArray[Any]) -> bool:
-    """Whether outputs whose codes nobody saw are about as near to the reference as those that the codes explain."""
-
-    def size(values: NDArray[Any]) -> float:
-        return float(np.sqrt(np.mean(np.square(values.astype(np.float64)))))
-
-    allowed = max(_FARTHER * size(seen - wanted), _SMALL * size(wanted))
-    return size(unseen - wanted) <= allowed
 
 
 def _chains(file: QdqFile, model: QuantizedModel, path: Path) -> dict[str, ActivationChain]:
