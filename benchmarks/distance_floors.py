@@ -22,7 +22,8 @@ from common import markdown_table, write_results
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
 from eqdeploy.calibration.ranges import sample_tensors
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze
+from eqdeploy.freeze.ranges import tensors_to_calibrate
 from eqdeploy.network import ElasticSpace
 from eqdeploy.pipeline.baseline import FloatNetwork, float_network
 from eqdeploy.pipeline.sources import load_image_sets, load_supernet

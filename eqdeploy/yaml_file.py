@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,6 +91,9 @@ Error = TypeVar("Error", bound=EqDeployError)
 #: Problems of one file that are listed; nobody mends more at once.
 _MOST_LISTED = 40
 
+#: ``file:line: key``, the line and what follows it being the rest.
+_PLACE = re.compile(r"(?P<file>.*?):(?P<rest>[0-9]+(?::.*)?)$", re.DOTALL)
+
 
 def together(problems: Sequence[Error]) -> Error:
     """One error that lists several, each with its place.
@@ -101,10 +105,18 @@ def together(problems: Sequence[Error]) -> Error:
     if not others:
         return first
     hint = f" ({first.hint})" if first.hint else ""
-    listed = "".join(f"; also {other}" for other in others)
+    listed = "".join(f"; also {_briefly(other, first)}" for other in others)
     more = len(problems) - _MOST_LISTED
     rest = f"; and {more} more" if more > 0 else ""
     return type(first)(f"{first.message}{hint}{listed}{rest}", where=first.where)
+
+
+def _briefly(problem: EqDeployError, first: EqDeployError) -> str:
+    """A problem with its place; of the file that was named already, the line is enough."""
+    named, place = (_PLACE.match(item.where or "") for item in (first, problem))
+    if named is None or place is None or named["file"] != place["file"]:
+        return str(problem)
+    return str(type(problem)(problem.message, where=f"line {place['rest']}", hint=problem.hint))
 
 
 def suggest(word: str, known: tuple[str, ...]) -> str | None:

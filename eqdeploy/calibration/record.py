@@ -81,20 +81,17 @@ def write_record(directory: Path, record: CalibrationRecord) -> None:
     write_json(directory / CALIBRATION_FILE, document)
 
 
-def read_record(directory: Path) -> CalibrationRecord | None:
+def read_record(directory: Path) -> CalibrationRecord:
     """Read ``calibration.json`` of an artifact.
 
     All statistics have one axis: one value for a whole layer has the shape (1,).
 
-    Returns:
-        None for an artifact without the file, as earlier versions wrote them.
-
     Raises:
-        ValidationError: If it is not what :func:`write_record` writes.
+        ValidationError: If it is missing, or not what :func:`write_record` writes.
     """
     path = directory / CALIBRATION_FILE
     if not path.exists():
-        return None
+        raise ValidationError("is missing", where=str(path), hint="export the artifact again")
     content = read_bounded(path, _MAXIMUM_BYTES, ValidationError)
     document = parse_json_model(content, _Document, "a record of calibration", str(path), ValidationError)
     return CalibrationRecord(

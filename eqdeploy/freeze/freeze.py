@@ -16,14 +16,12 @@ from eqdeploy.freeze.affine import channel_affine, to_numpy
 from eqdeploy.freeze.float_graph import FloatGraph, without_nodes
 from eqdeploy.freeze.folding import ChannelAffine, fit_bias, fold, next_power_of_two
 from eqdeploy.freeze.masks import make_masks_finite
-from eqdeploy.freeze.ranges import search_ranges, tensors_to_calibrate, trained_encoding
+from eqdeploy.freeze.ranges import search_ranges, trained_encoding
 from eqdeploy.network import LayerInfo, OpKind, TensorInfo
 from eqdeploy.plan import BiasFormat, DevicePlan, EncodingSource, TensorPlan
 from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import FoldedLayer, QuantizedModel, QuantizedParameter, QuantizedTensor
 from eqdeploy.supernet.supernet import Supernet
-
-__all__ = ["freeze", "freeze_measured", "tensors_to_calibrate"]
 
 _INT32 = np.iinfo(np.int32)
 #: Larger gains and biases leave float32 once they are multiplied by scales.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,6 @@ from eqdeploy.quant.encoding import Encoding
 from eqdeploy.quantized_model import QuantizedModel
 from eqdeploy.supernet.supernet import Supernet
 
-#: How far scales and float constants may move, relative, on a processor that adds up in another order: BatchNorm
-#: statistics are sums of float32 numbers. Between instruction sets some move further, see docs/validation.md.
-DRIFT = 2.0**-16
-#: Share of a weight's codes that may then be rounded to the neighbour.
-_MOVED = 1e-3
 #: How far figures of the report may move, relative: norms are float64 sums in an order of the processor's.
 _NORMS = 2.0**-40
 _FIGURES = "figures of the report about folding"
@@ -50,7 +45,6 @@ class _Numbers:
     what: str
     held: NDArray[np.generic]
     again: NDArray[np.generic]
-    integers: bool
 
     def differs(self) -> int:
         """Number of entries that differ; a figure differs if it is further off than a sum in another order."""
@@ -59,29 +53,13 @@ class _Numbers:
             return int(np.count_nonzero(~(np.abs(held - again) <= _NORMS * np.abs(again))))
         return int(np.count_nonzero(self.held != self.again))
 
-    def drifted(self) -> bool:
-        """Whether all differences may come from another order of float32 additions."""
-        held, again = (array.astype(np.float64) for array in (self.held, self.again))
-        distance = np.abs(held - again)
-        if self.what == "codes" and held.size:
-            many = np.count_nonzero(distance) > max(1.0, _MOVED * held.size)
-            wide = np.abs(again).max() > 256  # a bias: int32, fine steps
-            reach = 1 + DRIFT * np.abs(again) if wide else np.ones_like(distance)
-            return bool((distance <= reach).all()) and (wide or not many)
-        if self.integers:
-            return bool((distance <= 1).all())
-        return bool((distance <= DRIFT * np.abs(again)).all())
 
-
-def compare_repeated(held: QuantizedModel, again: QuantizedModel, *, same_arithmetic: bool) -> OriginCheck:
-    """Compare every number of two frozen networks of one structure.
+def compare_repeated(held: QuantizedModel, again: QuantizedModel) -> OriginCheck:
+    """Compare every number of two frozen networks of one structure, bit for bit.
 
     Args:
         held: The network of an artifact.
-        again: What freezing again gave.
-        same_arithmetic: Whether calibration measured the same bits as in the export: then every bit must be the same.
-            Otherwise scales and constants may move by 2^-16 of themselves, one in a thousand codes of weights by one,
-            biases by one and 2^-16 of themselves, zero-points by one.
+        again: What freezing again gave, with the measurements that the artifact records.
     """
     faults: list[Fault] = [*_name_faults(held, again)]
     differing = 0
@@ -89,22 +67,12 @@ def compare_repeated(held: QuantizedModel, again: QuantizedModel, *, same_arithm
         for numbers in _all_numbers(held, again):
             count = numbers.differs()
             differing += count
-            if count and (same_arithmetic or not numbers.drifted()):
+            if count:
                 faults.append(
                     (numbers.name, f"{count} of {numbers.held.size} {numbers.what} are not those of the supernet")
                 )
-    holds = (
-        "freezing the supernet again gives every number, bit for bit"
-        if same_arithmetic or not differing
-        else f"freezing the supernet again gives the numbers, {differing} of them moved by this processor's arithmetic"
-    )
-    check = OriginCheck.of("numbers", holds, faults, same_arithmetic=same_arithmetic, differing=differing)
-    if check.passed or same_arithmetic:
-        return check
-    # May be no fault of the artifact: another instruction set can move a range by percents.
-    return replace(
-        check, detail=f"{check.detail}; calibration measures other numbers on this processor than in the export"
-    )
+    holds = "freezing the supernet again gives every number, bit for bit"
+    return OriginCheck.of("numbers", holds, faults, differing=differing)
 
 
 def _name_faults(held: QuantizedModel, again: QuantizedModel) -> Iterator[Fault]:
@@ -158,4 +126,4 @@ def _all_numbers(held: QuantizedModel, again: QuantizedModel) -> Iterator[_Numbe
 def _numbers(name: str, what: str, held: NDArray[np.generic], again: NDArray[np.generic]) -> _Numbers:
     shape = np.broadcast_shapes(held.shape, again.shape) if held.size and again.size else held.shape
     left, right = (np.broadcast_to(array, shape) for array in (held, again))
-    return _Numbers(name, what, left, right, integers=held.dtype.kind in "iu")
+    return _Numbers(name, what, left, right)

@@ -32,8 +32,6 @@ from eqdeploy.subnet import SubnetConfig
 
 _WRITTEN_AGAIN = "the model that model.onnx holds gives the same {}"
 
-_MEASURED = "measured again and compared where supernet and images are at hand; the model's numbers follow from it"
-
 #: Files that every artifact has besides those of its model, and what is known of them.
 _RECORDS = {
     MANIFEST_FILE: (FileCheck.COMPARED, "lists every other file; its origin is that of report.json"),
@@ -47,6 +45,10 @@ _RECORDS = {
         FileCheck.COMPARED,
         "origin, plan, coverage and verdict are compared; what was measured is measured again, not compared; folding, "
         "reasons and notes are statements",
+    ),
+    CALIBRATION_FILE: (
+        FileCheck.COMPARED,
+        "measured again and compared where supernet and images are at hand; the model's numbers follow from it",
     ),
 }
 
@@ -92,8 +94,6 @@ def check_files(
     paths = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir())
     present = {*paths, *_RECORDS}
     rows = [FileRow(file=name, check=check, detail=detail) for name, (check, detail) in _RECORDS.items()]
-    if CALIBRATION_FILE in present:  # artifacts of earlier versions have none
-        rows.append(FileRow(file=CALIBRATION_FILE, check=FileCheck.COMPARED, detail=_MEASURED))
     with temporary_folder() as temporary:
         again = Path(temporary)
         write_model_files(profile, model, again)

@@ -10,7 +10,8 @@ from eqdeploy.calibration.ranges import sample_tensors
 from eqdeploy.errors import OutputError
 from eqdeploy.files import write_atomically
 from eqdeploy.freeze.float_graph import export_float_graph
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze
+from eqdeploy.freeze.ranges import tensors_to_calibrate
 from eqdeploy.pipeline.layer_times import median_milliseconds
 from eqdeploy.pipeline.single_layers import single_layers
 from eqdeploy.pipeline.sources import load_supernet

@@ -78,16 +78,14 @@ class Repeated:
     Attributes:
         checks: What it says about the artifact's statistics and ranges.
         evidence: What was measured.
-        measured: The ranges to freeze with: the artifact's, or without a record those found.
+        measured: The ranges to freeze with: the artifact's, or those found here where its record is wrong.
         digest: Of what was measured here.
-        exact: Whether freezing with these numbers must give those of the artifact to the last bit.
     """
 
     checks: tuple[OriginCheck, ...]
     evidence: CalibrationEvidence
     measured: MeasuredRanges
     digest: str
-    exact: bool
 
 
 def repeat_calibration(
@@ -119,24 +117,22 @@ def repeat_calibration(
     found = search_ranges(supernet, plan, samples)
     evidence = _evidence(checkpoint, samples, images, calibration, statistics, records.configuration.seed)
     checks = [compare_statistics(supernet, plan.subnet, evidence)]
-    if record is None:
-        return Repeated(tuple(checks), evidence, found, digest, exact=same)
     if faults := record_faults(record, here, found.ranges):
         checks.append(OriginCheck.of("calibration", "", faults))
-        return Repeated(tuple(checks), evidence, found, digest, exact=True)
+        return Repeated(tuple(checks), evidence, found, digest)
     if same:
         checks.append(compare_exactly(record, here, found.ranges))
-        return Repeated(tuple(checks), evidence, record.measured, digest, exact=True)
+        return Repeated(tuple(checks), evidence, record.measured, digest)
     checks.append(compare_recorded_statistics(record, here, len(images)))
     if not checks[-1].passed:
-        return Repeated(tuple(checks), evidence, found, digest, exact=True)
+        return Repeated(tuple(checks), evidence, found, digest)
     held = {name: value.reshape(here[name].shape) for name, value in record.statistics.items()}
     write_statistics(supernet.graph_module, held)
     samples = measure_samples(checkpoint, plan, images, progress)
     found = search_ranges(supernet, plan, samples)
     checks.append(compare_recorded_ranges(plan, record, found.ranges, samples))
     evidence = replace(evidence, samples=samples, recorded=record.ranges)
-    return Repeated(tuple(checks), evidence, record.measured, digest, exact=True)
+    return Repeated(tuple(checks), evidence, record.measured, digest)
 
 
 def prove_again(
@@ -169,7 +165,7 @@ def prove_again(
         graph = FloatGraph(ir.serde.deserialize_model(records.model.graph))
         model = freeze_measured(checkpoint.supernet, plan, graph, repeated.measured)
         with progress.stage("comparing with the supernet"):
-            numbers = compare_repeated(records.model, model, same_arithmetic=repeated.exact)
+            numbers = compare_repeated(records.model, model)
             inputs = _inputs(checkpoint, held_out)
             checks = prove_numbers(checkpoint.supernet, plan, model, repeated.evidence, inputs)
     except (EqDeployError, KeyError, ValueError) as error:

@@ -41,7 +41,7 @@ class Records:
         subnet: The active forms of the supernet.
         model: The network with its numbers, recovered from the model file.
         files: What is known of every file.
-        calibration: What calibration measured; None in artifacts of earlier versions.
+        calibration: What calibration measured.
     """
 
     configuration: Configuration
@@ -50,7 +50,7 @@ class Records:
     subnet: SubnetConfig
     model: QuantizedModel
     files: tuple[FileRow, ...]
-    calibration: CalibrationRecord | None
+    calibration: CalibrationRecord
 
 
 def read_records(directory: Path) -> Records:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from eqdeploy.calibration.ranges import sample_tensors
 from eqdeploy.exporters.contract import export_checked, get_exporter
 from eqdeploy.freeze.float_graph import export_float_graph
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze
+from eqdeploy.freeze.ranges import tensors_to_calibrate
 from eqdeploy.network import ElasticSpace
 from eqdeploy.pipeline.baseline import FloatNetwork
 from eqdeploy.plan import DevicePlan

@@ -16,7 +16,8 @@ from eqdeploy.errors import UnsupportedOperationError
 from eqdeploy.exporters.contract import export_checked, get_exporter
 from eqdeploy.freeze.float_graph import export_float_graph
 from eqdeploy.freeze.free_size import free_size
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze
+from eqdeploy.freeze.ranges import tensors_to_calibrate
 from eqdeploy.network import ElasticSpace
 from eqdeploy.pipeline.proof import Subject, Yardstick, prove
 from eqdeploy.profile import load_profile

@@ -16,7 +16,8 @@ from eqdeploy.data import InputPreprocessing, NamedPreprocessing, TokenPreproces
 from eqdeploy.errors import DataError, UnsupportedOperationError
 from eqdeploy.exporters.contract import export_checked, get_exporter
 from eqdeploy.freeze.float_graph import export_float_graph
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze
+from eqdeploy.freeze.ranges import tensors_to_calibrate
 from eqdeploy.network import ElasticSpace
 from eqdeploy.plan import EncodingSource
 from eqdeploy.profile import load_profile, shipped_profiles

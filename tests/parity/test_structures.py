@@ -16,7 +16,8 @@ from eqdeploy.calibration.batch_norm import calibrate_batch_norm
 from eqdeploy.calibration.ranges import sample_tensors
 from eqdeploy.exporters.contract import export_checked, get_exporter
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze
+from eqdeploy.freeze.ranges import tensors_to_calibrate
 from eqdeploy.network import ElasticSpace
 from eqdeploy.profile import load_profile, shipped_profiles
 from eqdeploy.quantized_model import QuantizedModel

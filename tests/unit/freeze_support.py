@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from eqdeploy.calibration.batch_norm import calibrate_batch_norm
 from eqdeploy.calibration.ranges import sample_tensors
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze
+from eqdeploy.freeze.ranges import tensors_to_calibrate
 from eqdeploy.network import ElasticSpace
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile_loading import load_profile

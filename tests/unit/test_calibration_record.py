@@ -49,8 +49,9 @@ def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
 
 
-def test_an_artifact_of_an_earlier_version_has_no_record(tmp_path: Path) -> None:
-    assert read_record(tmp_path) is None
+def test_an_artifact_without_a_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="is missing"):
+        read_record(tmp_path)
 
 
 @pytest.mark.parametrize(

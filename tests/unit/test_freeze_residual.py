@@ -10,7 +10,8 @@ import torch
 
 from eqdeploy.calibration.ranges import sample_tensors
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze
+from eqdeploy.freeze.ranges import tensors_to_calibrate
 from eqdeploy.network import ElasticSpace, OpKind, Residual
 from eqdeploy.plan import Coverage
 from eqdeploy.profile import load_profile

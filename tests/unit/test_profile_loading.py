@@ -325,15 +325,16 @@ def test_several_mistakes_are_all_listed_with_their_lines(tmp_path: Path) -> Non
     path = write(tmp_path, text)
     line = failure(path)
     assert line.startswith(f"{path}:17: activations.enc: unknown key 'enc' (did you mean encode?")  # it tells most
-    assert f"; also {path}:10: weights.bits: must be " in line
-    assert f'; also {path}:19: bias: "x" is not possible (possible are float, int8' in line
+    assert "; also line 10: weights.bits: must be " in line
+    assert '; also line 19: bias: "x" is not possible (possible are float, int8' in line
     assert line.count("; also ") == 2  # encode, which was meant, is not missing besides
 
 
-def test_more_mistakes_than_anybody_reads_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_mistakes_than_anybody_reads_are_counted(tmp_path: Path) -> None:
     many = "".join(f"k{index}: 1\n" for index in range(60))
-    monkeypatch.chdir(tmp_path)  # a message has a bounded length, which a long path would fill
-    line = failure(Path(write(tmp_path, MINIMAL + many)).name)
+    folder = tmp_path / ("deep" * 30)
+    folder.mkdir()
+    line = failure(write(folder, MINIMAL + many))
     assert line.count("unknown key") == 40
     assert line.endswith("; and 20 more")
 

@@ -112,7 +112,7 @@ def test_validation_leaves_open_what_is_not_said(project: Path) -> None:
         ("data: a\nprofile: x\n", r"^eqdeploy\.yaml:2: profile: unknown key 'profile' \(did you mean 'profiles'\?\)$"),
         (
             "seed: -1\nzzz: 1\n",
-            r"^eqdeploy\.yaml:1: seed: .*got -1; also eqdeploy\.yaml:2: zzz: unknown key 'zzz' \(known keys: ",
+            r"^eqdeploy\.yaml:1: seed: .*got -1; also line 2: zzz: unknown key 'zzz' \(known keys: ",
         ),
         ("zzz: 1\n", r"^eqdeploy\.yaml:1: zzz: unknown key 'zzz' \(known keys: supernet, model, data,"),
         ("seed: '1'\n", r"^eqdeploy\.yaml:1: seed: .*integer, got '1'$"),

@@ -17,7 +17,8 @@ from eqdeploy.calibration.ranges import sample_tensors
 from eqdeploy.errors import ProfileError
 from eqdeploy.exporters.contract import get_exporter
 from eqdeploy.freeze.float_graph import export_float_graph
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze
+from eqdeploy.freeze.ranges import tensors_to_calibrate
 from eqdeploy.network import ElasticSpace, Residual
 from eqdeploy.profile import DeviceProfile, load_profile, shipped_profiles
 from eqdeploy.quantized_model import QuantizedModel

@@ -14,7 +14,8 @@ from eqdeploy.calibration.batch_norm import calibrate_batch_norm
 from eqdeploy.calibration.ranges import sample_tensors
 from eqdeploy.errors import OutputError, RuntimeRefusedError
 from eqdeploy.freeze.float_graph import export_float_graph
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze
+from eqdeploy.freeze.ranges import tensors_to_calibrate
 from eqdeploy.network import ElasticSpace
 from eqdeploy.pipeline import measure_latency
 from eqdeploy.pipeline.layer_times import median_milliseconds

@@ -20,7 +20,8 @@ from eqdeploy.data.preprocessing import Preprocessing
 from eqdeploy.errors import CheckpointError
 from eqdeploy.exporters.contract import export_checked, get_exporter
 from eqdeploy.freeze.float_graph import FloatGraph, export_float_graph
-from eqdeploy.freeze.freeze import freeze, tensors_to_calibrate
+from eqdeploy.freeze.freeze import freeze
+from eqdeploy.freeze.ranges import tensors_to_calibrate
 from eqdeploy.network import BatchNormTraining, ElasticSpace, OpKind, Residual
 from eqdeploy.plan import DevicePlan
 from eqdeploy.profile import DeviceProfile, load_profile

@@ -128,7 +128,7 @@ def test_every_mistake_is_listed_with_its_line(load: Callable[[str], TrainingCon
     lines = "schema: 1\ndistillation:\n  wieght: 0.5\nseed: x\n" + text().removeprefix("schema: 1\n")
     with pytest.raises(ProfileError, match=r"train\.yaml:3: distillation\.wieght: unknown key") as caught:
         load(lines)
-    assert "train.yaml:4: seed: " in str(caught.value)
+    assert "; also line 4: seed: " in str(caught.value)
     assert str(caught.value).count("; also ") == 1
 
 
